@@ -1,0 +1,76 @@
+#include "flexkv/base/kv_layout.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace flexkv {
+namespace {
+
+constexpr uint64_t kMaxShardBytes = 1ull << 30;
+constexpr uint32_t kMaxLoopCount = 1u << 20;
+
+absl::Status ValidateView(const LayerView& view) {
+  if (view.base == 0) return absl::InvalidArgumentError("a layer has no address");
+  if (view.fragment_bytes == 0) return absl::InvalidArgumentError("a layer has empty fragments");
+  if (view.block_stride_bytes <= 0) {
+    return absl::InvalidArgumentError("a layer's block stride is not positive");
+  }
+  if (view.outer.size() > LayerView::kMaxOuterLoops) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a layer has ", view.outer.size(), " strided dimensions, at most ",
+                     LayerView::kMaxOuterLoops, " are supported"));
+  }
+  for (const StridedLoop& loop : view.outer) {
+    if (loop.count == 0 || loop.count > kMaxLoopCount) {
+      return absl::InvalidArgumentError("a layer's dimension is empty or too large");
+    }
+    if (loop.count > 1 && loop.stride_bytes < static_cast<int64_t>(view.fragment_bytes)) {
+      return absl::InvalidArgumentError("a layer's fragments overlap");
+    }
+  }
+  if (view.block_bytes() >= kMaxShardBytes) {
+    return absl::InvalidArgumentError("a block of one layer is 1 GiB or more");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+uint64_t LayerView::block_bytes() const {
+  uint64_t bytes = fragment_bytes;
+  for (const StridedLoop& loop : outer) {
+    if (bytes >= kMaxShardBytes) return bytes;  // already refused by Validate; do not overflow
+    bytes *= loop.count;
+  }
+  return bytes;
+}
+
+uint64_t KvGroup::block_bytes() const {
+  uint64_t bytes = 0;
+  for (const LayerView& layer : layers) bytes += layer.block_bytes();
+  return bytes;
+}
+
+uint64_t KvLayout::shard_bytes() const {
+  uint64_t bytes = 0;
+  for (const KvGroup& group : groups) bytes += group.block_bytes();
+  return bytes;
+}
+
+absl::Status KvLayout::Validate() const {
+  if (groups.empty()) return absl::InvalidArgumentError("the layout has no KV groups");
+  for (const KvGroup& group : groups) {
+    if (group.layers.empty()) return absl::InvalidArgumentError("a KV group has no layers");
+    if (group.num_blocks == 0 || group.tokens_per_block == 0) {
+      return absl::InvalidArgumentError("a KV group has no blocks or no tokens per block");
+    }
+    for (const LayerView& layer : group.layers) {
+      if (absl::Status status = ValidateView(layer); !status.ok()) return status;
+    }
+  }
+  if (shard_bytes() >= kMaxShardBytes) {
+    return absl::InvalidArgumentError("a block's shard is 1 GiB or more");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace flexkv

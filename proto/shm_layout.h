@@ -65,7 +65,9 @@ struct Message {
   uint32_t route = 0;      // Route
   uint64_t payload_position = 0;  // where its payload starts (undefined when payload_bytes is 0)
   uint32_t payload_bytes = 0;
-  uint32_t reserved = 0;
+  // Low 32 bits of (position of this message + 1), stored last with release order: the consumer polls the stamp of
+  // the slot it expects next, so one cache line carries a small message from core to core.
+  uint32_t stamp = 0;
 };
 static_assert(sizeof(Message) == 64);
 
@@ -87,17 +89,16 @@ struct EngineStatsBody {   // shown by `flexkv status`; rates are the scheduler 
 };
 static_assert(sizeof(EngineStatsBody) == 64);
 
-// One direction's indexes. Producer and consumer fields on lines of their own.
+// What the consumer of one direction publishes: how far it has read. Only the producer looks at it, and only when it
+// believes the ring to be full.
 struct alignas(64) RingIndexes {
-  alignas(64) std::atomic<uint64_t> tail;          // messages produced
-  std::atomic<uint64_t> payload_tail;              // payload bytes produced
-  alignas(64) std::atomic<uint64_t> head;          // messages consumed
-  std::atomic<uint64_t> payload_head;              // payload bytes consumed
+  std::atomic<uint64_t> head;          // messages consumed
+  std::atomic<uint64_t> payload_head;  // payload bytes consumed (a position: gaps before a wrap count)
 };
-static_assert(sizeof(RingIndexes) == 128);
+static_assert(sizeof(RingIndexes) == 64);
 
-// Wakes one sleeper. To ring: bump `value`, and FUTEX_WAKE when `sleeping` is set. To sleep: read value, look for
-// work, set sleeping, look again, FUTEX_WAIT on the value read.
+// Wakes one sleeper. To ring (after publishing the work): full fence, and when `sleeping` is set bump `value` and
+// FUTEX_WAKE. To sleep: read value, set sleeping, look for work once more, FUTEX_WAIT on the value read, clear sleeping.
 struct alignas(64) Bell {
   std::atomic<uint32_t> value;
   std::atomic<uint32_t> sleeping;

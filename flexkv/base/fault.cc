@@ -72,9 +72,11 @@ std::vector<std::string_view> FaultPointNames() {
 
 absl::Status ArmFaults(std::string_view spec) {
   std::map<std::string, Armed, std::less<>> armed;
-  for (std::string_view item : absl::StrSplit(spec, ',', absl::SkipEmpty())) {
-    std::vector<std::string_view> parts = absl::StrSplit(item, ':');
-    if (std::find(std::begin(kNames), std::end(kNames), parts[0]) == std::end(kNames)) {
+  // Debian's abseil is built with a string_view of its own, hence the conversions.
+  for (absl::string_view item :
+       absl::StrSplit(absl::string_view(spec.data(), spec.size()), ',', absl::SkipEmpty())) {
+    std::vector<absl::string_view> parts = absl::StrSplit(item, ':');
+    if (std::find(std::begin(kNames), std::end(kNames), std::string(parts[0])) == std::end(kNames)) {
       return absl::InvalidArgumentError(absl::StrCat("unknown fault point '", parts[0], "'"));
     }
     Armed entry;

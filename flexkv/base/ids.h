@@ -57,5 +57,5 @@ using LeaseId = uint64_t;      // chosen by the daemon, never 0
 
 template <>
 struct std::hash<flexkv::BlockHash> {
-  size_t operator()(const flexkv::BlockHash& hash) const noexcept { return hash.tag(); }
+  size_t operator()(const flexkv::BlockHash& block) const noexcept { return block.tag(); }
 };

@@ -1,0 +1,1 @@
+#include "flexkv/storage/segment_store.h"

@@ -1,0 +1,1 @@
+#include "flexkv/storage/slot_table.h"

@@ -1,0 +1,1 @@
+#include "flexkv/transfer/device_agent.h"

@@ -1,0 +1,1 @@
+#include "flexkv/transfer/host_copy.h"

@@ -1,11 +1,11 @@
 // Bookkeeping of graphs and a lane per (executor, engine, rank).
 //
-// A ready op waits in its lane until the executor takes it; lanes take turns, one op each, and a lane whose
-// executor says "full" sits out the rest of the round. So one engine with a full ring holds up nobody
-// else, and ops of one rank start in the order in which they became ready.
+// A ready op waits in its lane until the executor takes it; lanes take turns, one op each, and a
+// lane whose executor says "full" sits out the rest of the round. So one engine with a full ring
+// holds up nobody else, and ops of one rank start in the order in which they became ready.
 //
-// What an executor reports is not trusted: unknown or repeated ids are dropped, failed positions are
-// sorted, made unique and checked against the op's length.
+// What an executor reports is not trusted: unknown or repeated ids are dropped, failed positions
+// are sorted, made unique and checked against the op's length.
 #include "flexkv/transfer/transfer_engine.h"
 
 #include <algorithm>
@@ -37,9 +37,9 @@ enum class OpState : uint8_t { kBlocked, kReady, kRunning, kEnded };
 struct OpEntry {
   TransferOp op;
   uint32_t executor = 0;
-  uint32_t num_blocks = 0;     // op.blocks is given up once the executor has its copy
-  uint32_t waits_for = 0;      // predecessors not ended yet
-  bool doomed = false;         // a predecessor failed
+  uint32_t num_blocks = 0;  // op.blocks is given up once the executor has its copy
+  uint32_t waits_for = 0;   // predecessors not ended yet
+  bool doomed = false;      // a predecessor failed
   OpState state = OpState::kBlocked;
   std::vector<uint32_t> successors;
 };
@@ -71,7 +71,8 @@ void Normalise(uint32_t num_blocks, OpResult* result) {
   std::vector<uint32_t>& failed = result->failed;
   std::sort(failed.begin(), failed.end());
   failed.erase(std::unique(failed.begin(), failed.end()), failed.end());
-  const bool plausible = !failed.empty() && failed.back() < num_blocks && failed.size() < num_blocks;
+  const bool plausible =
+      !failed.empty() && failed.back() < num_blocks && failed.size() < num_blocks;
   if (result->status == OpStatus::kPartial && plausible) return;
   result->status = OpStatus::kFailed;
   failed = AllPositions(num_blocks);
@@ -119,9 +120,11 @@ absl::Status TransferEngine::Impl::Prepare(TransferGraph* graph, GraphEntry* ent
   for (uint32_t i = 0; i < graph->ops.size(); ++i) {
     OpEntry& op = entry->ops[i];
     const int executor = ExecutorFor(graph->ops[i].route);
-    if (executor < 0) return absl::InvalidArgumentError(absl::StrCat("op ", i, ": no executor for its route"));
+    if (executor < 0)
+      return absl::InvalidArgumentError(absl::StrCat("op ", i, ": no executor for its route"));
     for (uint32_t before : graph->ops[i].after) {
-      if (before >= i) return absl::InvalidArgumentError(absl::StrCat("op ", i, ": bad predecessor ", before));
+      if (before >= i)
+        return absl::InvalidArgumentError(absl::StrCat("op ", i, ": bad predecessor ", before));
       entry->ops[before].successors.push_back(i);
     }
     op.executor = static_cast<uint32_t>(executor);
@@ -134,11 +137,6 @@ absl::Status TransferEngine::Impl::Prepare(TransferGraph* graph, GraphEntry* ent
 
 void TransferEngine::Impl::MakeReady(GraphEntry* graph, uint32_t index) {
   OpEntry& entry = graph->ops[index];
-  if (entry.doomed) {
-    OpResult result{.id = entry.op.id, .status = OpStatus::kFailed, .failed = {}};
-    EndOp(graph, index, std::move(result));
-    return;
-  }
   entry.state = OpState::kReady;
   const LaneKey key{entry.executor, entry.op.engine, entry.op.rank};
   std::deque<OpRef>& lane = lanes[key];
@@ -178,7 +176,8 @@ void TransferEngine::Impl::Pump() {
   }
 }
 
-// Recursion depth is bounded by an explicit list: successors that fail with their predecessor end here too.
+// Successors that fail with their predecessor end here too: a list, not recursion, so chains may be
+// long.
 void TransferEngine::Impl::EndOp(GraphEntry* graph, uint32_t first_index, OpResult first_result) {
   std::vector<std::pair<uint32_t, OpResult>> ending;
   ending.emplace_back(first_index, std::move(first_result));
@@ -196,7 +195,8 @@ void TransferEngine::Impl::EndOp(GraphEntry* graph, uint32_t first_index, OpResu
       next.doomed |= result.status != OpStatus::kOk;
       if (--next.waits_for > 0) continue;
       if (next.doomed) {
-        ending.emplace_back(successor, OpResult{.id = next.op.id, .status = OpStatus::kFailed, .failed = {}});
+        ending.emplace_back(successor,
+                            OpResult{.id = next.op.id, .status = OpStatus::kFailed, .failed = {}});
       } else {
         ready.push_back(successor);
       }
@@ -228,10 +228,11 @@ void TransferEngine::Impl::HandleResults() {
 void TransferEngine::Impl::PollAll(TimeNs timeout_ns) {
   for (Executor* executor : executors) executor->Poll(0, &results);
   if (!results.empty() || timeout_ns == 0) return;
-  const auto busy = static_cast<TimeNs>(
-      std::count_if(unfinished.begin(), unfinished.end(), [](uint32_t count) { return count > 0; }));
+  const auto busy = static_cast<TimeNs>(std::count_if(unfinished.begin(), unfinished.end(),
+                                                      [](uint32_t count) { return count > 0; }));
   for (size_t i = 0; i < executors.size(); ++i) {
-    // Only those that have something to finish are worth waiting for; each gets its part of the time.
+    // Only those that have something to finish are worth waiting for; each gets its part of the
+    // time.
     if (unfinished[i] == 0 || !results.empty()) continue;
     executors[i]->Poll(timeout_ns / busy, &results);
   }

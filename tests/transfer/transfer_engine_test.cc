@@ -38,7 +38,8 @@ class HeldExecutor : public Executor {
   }
 
   void End(OpKey key, OpStatus status = OpStatus::kOk, std::vector<uint32_t> failed = {}) {
-    auto it = std::find_if(held.begin(), held.end(), [&](const TransferOp& op) { return op.key == key; });
+    auto it =
+        std::find_if(held.begin(), held.end(), [&](const TransferOp& op) { return op.key == key; });
     ASSERT_NE(it, held.end());
     done.push_back(OpResult{it->id, status, std::move(failed)});
     held.erase(it);
@@ -55,8 +56,8 @@ class HeldExecutor : public Executor {
   std::set<Route> routes_;
 };
 
-TransferOp Op(OpKey key, std::vector<uint32_t> after = {}, EngineHandle engine = 1, uint32_t blocks = 3,
-              Route route = Route::kDeviceToCpu) {
+TransferOp Op(OpKey key, std::vector<uint32_t> after = {}, EngineHandle engine = 1,
+              uint32_t blocks = 3, Route route = Route::kDeviceToCpu) {
   TransferOp op;
   op.key = key;
   op.engine = engine;
@@ -66,7 +67,9 @@ TransferOp Op(OpKey key, std::vector<uint32_t> after = {}, EngineHandle engine =
   return op;
 }
 
-TransferGraph Graph(uint64_t tag, std::vector<TransferOp> ops) { return TransferGraph{tag, std::move(ops)}; }
+TransferGraph Graph(uint64_t tag, std::vector<TransferOp> ops) {
+  return TransferGraph{tag, std::move(ops)};
+}
 
 TEST(TransferEngineTest, RunsAnOpAndReportsItOnce) {
   HeldExecutor executor;
@@ -89,7 +92,9 @@ TEST(TransferEngineTest, RefusesBadGraphsWhole) {
   HeldExecutor executor({Route::kDeviceToCpu});
   TransferEngine engine({.max_queued_ops = 2}, {&executor});
   EXPECT_EQ(engine.SubmitTransferGraph({}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(engine.SubmitTransferGraph(Graph(1, {Op(1), Op(2, {}, 1, 1, Route::kCpuToDevice)})).status().code(),
+  EXPECT_EQ(engine.SubmitTransferGraph(Graph(1, {Op(1), Op(2, {}, 1, 1, Route::kCpuToDevice)}))
+                .status()
+                .code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(engine.SubmitTransferGraph(Graph(1, {Op(1, {0})})).status().code(),
             absl::StatusCode::kInvalidArgument);
@@ -148,7 +153,8 @@ TEST(TransferEngineTest, LanesTakeTurns) {
   HeldExecutor executor;
   executor.room = 0;
   TransferEngine engine({}, {&executor});
-  ASSERT_TRUE(engine.SubmitTransferGraph(Graph(1, {Op(1, {}, 1), Op(2, {}, 1), Op(3, {}, 1)})).ok());
+  ASSERT_TRUE(
+      engine.SubmitTransferGraph(Graph(1, {Op(1, {}, 1), Op(2, {}, 1), Op(3, {}, 1)})).ok());
   ASSERT_TRUE(engine.SubmitTransferGraph(Graph(2, {Op(4, {}, 2)})).ok());
   executor.room = 2;
   engine.GetCompletedGraphsAndOps(0);
@@ -193,7 +199,8 @@ TEST(TransferEngineTest, WaitsOnlyForExecutorsThatAreBusy) {
 
 TEST(TransferEngineTest, RandomGraphsEndExactlyOnce) {
   const char* given = std::getenv("FLEXKV_TEST_SEED");
-  const uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
+  const uint64_t seed =
+      given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
   SCOPED_TRACE("FLEXKV_TEST_SEED=" + std::to_string(seed));
   std::mt19937_64 rng(seed);
   HeldExecutor executor;
@@ -223,8 +230,8 @@ TEST(TransferEngineTest, RandomGraphsEndExactlyOnce) {
       auto id = engine.SubmitTransferGraph(std::move(graph));
       if (id.ok()) open[*id] = size;
     } else if (!executor.held.empty()) {
-      executor.End(executor.held[rng() % executor.held.size()].key, static_cast<OpStatus>(rng() % 3),
-                   {static_cast<uint32_t>(rng() % 5)});
+      executor.End(executor.held[rng() % executor.held.size()].key,
+                   static_cast<OpStatus>(rng() % 3), {static_cast<uint32_t>(rng() % 5)});
     }
     collect();
     uint32_t unreported = 0;

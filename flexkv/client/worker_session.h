@@ -1,0 +1,82 @@
+// The worker's half of the connector: one per rank, in the process that holds the rank's KV tensors. Owns the
+// DeviceAgent and the ring to the daemon; executes step plans of the scheduler's half.
+//
+// Promise to the engine: every load named by a plan is reported exactly once by Poll, within load_timeout, whatever
+// the daemon does; after it is reported failed, no copy touches its blocks any more.
+//
+// Thread: all public methods on the engine's worker thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "flexkv/base/kv_layout.h"
+#include "flexkv/transfer/device_agent.h"
+
+namespace flexkv {
+
+struct WorkerOptions {
+  std::string socket_path;
+  uint64_t engine_id[2] = {};
+  uint32_t rank = 0;
+  uint32_t world_size = 1;
+  uint32_t load_timeout_ms = 10000;
+  DeviceAgent::Options agent;
+};
+
+struct WorkerStats {
+  AgentStats agent;
+  uint64_t load_timeouts = 0, loads_failed = 0, loads_reported = 0, reattaches = 0, bad_plans = 0;
+  bool attached = false;
+};
+
+class WorkerSession {
+ public:
+  using Options = WorkerOptions;
+  // InvalidArgument: the layout or the options are not usable; the message says why in one sentence.
+  static absl::StatusOr<std::unique_ptr<WorkerSession>> Open(const Options& options, KvLayout layout);
+  ~WorkerSession();  // waits for a running chunk, says goodbye to the daemon
+
+  // Executes the fences of a plan, before the engine overwrites blocks: stores not yet copied from those blocks
+  // are dropped, a running chunk is waited for. Doing it twice for one plan is harmless.
+  void Fence(std::span<const std::byte> plan);
+  // Submits the plan's loads and stores (after its fences). Twice for one plan is harmless: plans are numbered.
+  void Bind(std::span<const std::byte> plan);
+  // The forward of the last bound plan is over: its stores may read.
+  void StepDone();
+
+  struct Report {
+    std::vector<std::string> loads;            // request ids whose load ended, well or not
+    std::vector<uint32_t> failed_block_ids;    // GPU blocks whose content did not arrive
+  };
+  void Poll(Report* report);
+
+  WorkerStats stats() const;
+
+ private:
+  struct Impl;
+  explicit WorkerSession(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// A tensor as the engine describes it (sizes and strides in elements, as torch reports them).
+struct TensorView {
+  std::string layer;
+  uintptr_t data = 0;
+  uint32_t element_bytes = 0;
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;
+  uint32_t block_dim = 0;  // which dimension counts blocks
+};
+
+// Turns tensors into one KV group. Arena order inside a block: dimensions by falling stride, so that what is contiguous in the engine stays so.
+// Tensors that are the same memory (layers sharing their KV) are taken once. InvalidArgument: overlapping or
+// negative strides, block dimension out of range, different block counts.
+absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors, uint32_t tokens_per_block);
+
+}  // namespace flexkv

@@ -36,6 +36,10 @@ struct MemfdSegmentStoreOptions {
   bool lock_memory = true;  // mlock as far as RLIMIT_MEMLOCK allows; never an error
   bool prefault = true;     // populate in a background thread, 2 MiB pieces, oldest segment first
   int numa_node = -1;       // bind to this node; -1 leaves it to the kernel
+  // Create is refused when it would leave the system or the cgroup less than this (pages promised to earlier
+  // segments and not yet there count as used): a refused segment is a smaller cache, a fault without memory kills
+  // the process that touches it. 0 switches the check off.
+  uint64_t reserve_bytes = 128ull << 20;
 };
 
 struct SegmentStoreStats {
@@ -45,6 +49,11 @@ struct SegmentStoreStats {
   uint64_t huge_bytes = 0;     // backed by huge pages, as the kernel reports after prefault
   uint32_t segments = 0;
   PageKind page_kind = PageKind::kUnknown;
+  // Pieces the kernel had no memory for; the segment stays usable where it is populated, and its other pages
+  // are tried again by whoever touches them. `first_prefault_errno` says why (0 = none failed).
+  uint64_t prefault_failed_bytes = 0;
+  int first_prefault_errno = 0;
+  uint64_t numa_unbound_bytes = 0;  // mbind to numa_node was refused
 };
 
 class MemfdSegmentStore : public SegmentStore {

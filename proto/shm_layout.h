@@ -84,8 +84,8 @@ struct GetRecordBody {     // see CacheManager::GetRecord; tokens
 static_assert(sizeof(GetRecordBody) == 24);
 
 struct EngineStatsBody {   // shown by `flexkv status`; rates are the scheduler client's running estimates
-  double prefill_tokens_per_s = 0, step_ms = 0, load_bytes_per_s = 0;
-  uint64_t min_load_tokens = 0, lookup_timeouts = 0, load_timeouts = 0, breaker_opens = 0, swallowed_errors = 0;
+  double prefill_tokens_per_s = 0, step_ms = 0, load_tokens_per_s = 0;
+  uint64_t min_load_tokens = 0, lookup_timeouts = 0, load_failures = 0, breaker_opens = 0, swallowed_errors = 0;
 };
 static_assert(sizeof(EngineStatsBody) == 64);
 

@@ -1,0 +1,96 @@
+// What the scheduler's half remembers of each request and of each load under way. Plain data; SchedulerSession works on it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/string_view.h"
+#include "flexkv/base/clock.h"
+#include "flexkv/base/ids.h"
+
+namespace flexkv {
+
+enum class LookupState : uint8_t {
+  kNone,      // nothing asked, or the answer was used
+  kPosted,    // asked, no answer yet
+  kAnswered,  // matched_blocks and lease are valid
+};
+
+struct SchedulerRequest {
+  std::string id;
+  RequestKey key = 0;
+  uint32_t num_prompt_tokens = 0;
+
+  std::vector<BlockHash> hashes;     // known so far
+  uint32_t hashes_sent = 0;          // of them, known to the present daemon
+
+  LookupState lookup = LookupState::kNone;
+  uint32_t lookup_sequence = 0;      // of the latest lookup; older replies are stale
+  TimeNs lookup_posted_at = 0;
+  TimeNs answered_at = 0;
+  uint32_t matched_blocks = 0;
+  LeaseId lease = 0;
+
+  bool nothing_external = false;     // a load failed or a lookup timed out: never offer again
+  bool recorded = false;             // counted in the hit rate
+  uint32_t local_computed_tokens = 0;// at the latest MatchedTokens
+  uint32_t offered_tokens = 0;
+  TimeNs blocked_since = 0;          // waiting for another request's load of the same prefix
+  uint32_t taken_tokens = 0;         // by the latest load
+
+  std::vector<uint32_t> block_ids;   // GPU block ids from the first token on
+  uint32_t stored_blocks = 0;        // blocks [0, stored_blocks) are held by the daemon or were offered to it
+  OpKey load = 0;                    // under way, 0 when none
+};
+
+struct SchedulerLoad {
+  OpKey key = 0;
+  std::string request_id;
+  uint32_t first = 0;                // first block loaded
+  TimeNs started_at = 0;
+  std::vector<BlockHash> hashes;     // of the blocks loaded
+  std::vector<uint32_t> block_ids;
+  bool lost = false;                 // its daemon is gone: others need not wait for it
+  bool ended = false;                // arrived, but the engine has not looked at the request since
+};
+
+// Requests by id. Pointers stay valid until Erase.
+class RequestTable {
+ public:
+  SchedulerRequest* Add(absl::string_view id) {
+    std::unique_ptr<SchedulerRequest>& slot = requests_[id];
+    slot = std::make_unique<SchedulerRequest>();
+    slot->id = std::string(id);
+    slot->key = next_key_++;
+    by_key_[slot->key] = slot.get();
+    return slot.get();
+  }
+  SchedulerRequest* Find(absl::string_view id) const {
+    auto it = requests_.find(id);
+    return it == requests_.end() ? nullptr : it->second.get();
+  }
+  SchedulerRequest* FindByKey(RequestKey key) const {
+    auto it = by_key_.find(key);
+    return it == by_key_.end() ? nullptr : it->second;
+  }
+  void Erase(absl::string_view id) {
+    auto it = requests_.find(id);
+    if (it == requests_.end()) return;
+    by_key_.erase(it->second->key);
+    requests_.erase(it);
+  }
+  template <typename Function>
+  void ForEach(Function function) {
+    for (auto& [id, request] : requests_) function(request.get());
+  }
+
+ private:
+  absl::flat_hash_map<std::string, std::unique_ptr<SchedulerRequest>> requests_;
+  absl::flat_hash_map<RequestKey, SchedulerRequest*> by_key_;
+  RequestKey next_key_ = 1;
+};
+
+}  // namespace flexkv

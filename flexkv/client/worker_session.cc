@@ -1,0 +1,374 @@
+// Threads of a worker: the engine's own (all public methods), the link's (attaching), the pump's (ring <-> agent) and
+// the agent's (copies). The pump's mutex orders the pump against the loss of a channel: once on_lost holds
+// it, nothing of the old daemon reaches the agent, and no old result reaches the next daemon.
+#include "flexkv/client/worker_session.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "flexkv/client/daemon_link.h"
+#include "flexkv/client/step_plan.h"
+
+namespace flexkv {
+namespace {
+
+constexpr TimeNs kSegmentWaitNs = kNsPerSecond;  // a segment's packet is sent before the op that needs it
+constexpr TimeNs kPumpSleepNs = 100 * kNsPerMs;
+constexpr int kMessagesPerTurn = 64;
+constexpr uint32_t kMaxOpBlocks = shm::kMaxPayload / sizeof(shm::OpBlock);
+
+struct PendingLoad {
+  std::string request_id;
+  TimeNs deadline = 0;
+  std::vector<uint32_t> block_ids;
+};
+
+class TableMapper : public SegmentMapper {
+ public:
+  explicit TableMapper(SegmentTable* table) : table_(table) {}
+  std::span<std::byte> Map(SegmentId segment) override {
+    return table_->Find(segment, kSegmentWaitNs);
+  }
+
+ private:
+  SegmentTable* table_;
+};
+
+DaemonHalf ToDaemonHalf(const shm::Message& message, std::span<const std::byte> payload,
+                        uint64_t boot_id) {
+  DaemonHalf half;
+  half.boot_id = boot_id;
+  half.key = message.op;
+  half.route = static_cast<Route>(message.route);
+  half.refused = message.type == static_cast<uint32_t>(shm::MessageType::kRefuseOp);
+  const size_t count = payload.size() / sizeof(shm::OpBlock);
+  half.blocks.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    shm::OpBlock block;
+    std::memcpy(static_cast<void*>(&block), payload.data() + i * sizeof(block), sizeof(block));
+    half.blocks.push_back({block.segment, block.engine_index, block.offset_bytes});
+  }
+  return half;
+}
+
+}  // namespace
+
+struct WorkerSession::Impl {
+  Options options;
+  SteadyClock clock;
+  SegmentTable segments;
+  TableMapper mapper{&segments};
+  std::unique_ptr<DeviceAgent> agent;
+
+  std::mutex pump_mutex;  // see the head of this file
+  std::shared_ptr<Channel> pump_channel;           // guarded by pump_mutex
+  std::vector<AgentResult> backlog;                // guarded by pump_mutex: results the ring had no room for
+  std::condition_variable pump_wake;
+  std::mutex bell_mutex;  // innermost: the agent calls OnResult with locks of its own held
+  std::shared_ptr<Channel> bell_channel;           // guarded by bell_mutex
+  bool stopping = false;                           // guarded by pump_mutex
+  std::atomic<bool> results_waiting{false};
+  std::atomic<bool> attached{false};
+  std::atomic<bool> lost{false};                   // set by on_lost, taken by Poll
+  std::thread pump;
+  std::unique_ptr<DaemonLink> link;
+
+  // Engine thread only.
+  ParsedPlan plan;
+  uint64_t fenced_plan = 0;
+  uint64_t bound_plan = 0;
+  std::unordered_map<OpKey, PendingLoad> loads;
+  Report early;  // loads that failed before they reached the agent
+  WorkerStats counters;
+
+  void OnResult();
+  void OnAttached(const std::shared_ptr<Channel>& channel);
+  void OnLost();
+  void RunPump();
+  bool PumpOnce(Channel* channel);
+  bool SendResults(Channel* channel);
+
+  bool Parse(std::span<const std::byte> bytes);
+  void FenceParsed();
+  void SubmitOp(PlanOpView& view, bool is_attached);
+  void Fail(const std::string& request_id, std::span<const uint32_t> block_ids);
+  void TakeAgentResults(Report* report);
+  void GiveUpLoads(Report* report);
+};
+
+void WorkerSession::Impl::OnResult() {
+  results_waiting.store(true, std::memory_order_seq_cst);
+  std::shared_ptr<Channel> channel;
+  {
+    std::lock_guard<std::mutex> lock(bell_mutex);
+    channel = bell_channel;
+  }
+  if (channel != nullptr) channel->RingOwnBell();
+}
+
+void WorkerSession::Impl::OnAttached(const std::shared_ptr<Channel>& channel) {
+  {
+    std::lock_guard<std::mutex> lock(pump_mutex);
+    agent->SetBootId(channel->boot_id());
+    pump_channel = channel;
+    std::lock_guard<std::mutex> bell_lock(bell_mutex);
+    bell_channel = channel;
+  }
+  attached.store(true, std::memory_order_release);
+  pump_wake.notify_all();
+}
+
+void WorkerSession::Impl::OnLost() {
+  attached.store(false, std::memory_order_release);
+  {
+    std::lock_guard<std::mutex> lock(pump_mutex);
+    pump_channel.reset();
+    backlog.clear();
+    std::lock_guard<std::mutex> bell_lock(bell_mutex);
+    bell_channel.reset();
+  }
+  agent->SetBootId(0);
+  while (agent->Busy()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::vector<AgentResult> dropped;
+  agent->TakeDaemonResults(&dropped);
+  segments.Clear();
+  lost.store(true, std::memory_order_release);
+}
+
+void WorkerSession::Impl::RunPump() {
+  pthread_setname_np(pthread_self(), "flexkv-pump");
+  std::unique_lock<std::mutex> lock(pump_mutex);
+  while (!stopping) {
+    if (pump_channel == nullptr) {
+      pump_wake.wait_for(lock, std::chrono::nanoseconds(kPumpSleepNs));
+      continue;
+    }
+    const std::shared_ptr<Channel> channel = pump_channel;
+    if (PumpOnce(channel.get())) continue;
+    lock.unlock();
+    shm::SleepOnBell(channel->bell(), backlog.empty() ? kPumpSleepNs : kNsPerMs, [&] {
+      return channel->HasCompletion() || results_waiting.load(std::memory_order_seq_cst);
+    });
+    lock.lock();
+  }
+}
+
+// REQUIRES: pump_mutex. True when there was work.
+bool WorkerSession::Impl::PumpOnce(Channel* channel) {
+  bool worked = false;
+  shm::Message message;
+  std::vector<std::byte> payload;
+  for (int i = 0; i < kMessagesPerTurn; ++i) {
+    const shm::PopResult result = channel->Pop(&message, &payload);
+    if (result == shm::PopResult::kViolation) channel->MarkDead();
+    if (result != shm::PopResult::kMessage) break;
+    worked = true;
+    const bool known = message.type == static_cast<uint32_t>(shm::MessageType::kOp) ||
+                       message.type == static_cast<uint32_t>(shm::MessageType::kRefuseOp);
+    if (!known || message.route >= static_cast<uint32_t>(Route::kNumRoutes) ||
+        payload.size() != message.count * sizeof(shm::OpBlock) || message.count > kMaxOpBlocks) {
+      continue;  // a newer daemon's message, or nonsense: never acted upon
+    }
+    agent->SubmitDaemonHalf(ToDaemonHalf(message, payload, channel->boot_id()));
+  }
+  return SendResults(channel) || worked;
+}
+
+// REQUIRES: pump_mutex. True when something was sent.
+bool WorkerSession::Impl::SendResults(Channel* channel) {
+  if (results_waiting.exchange(false, std::memory_order_seq_cst)) {
+    agent->TakeDaemonResults(&backlog);
+  }
+  size_t sent = 0;
+  for (; sent < backlog.size(); ++sent) {
+    const AgentResult& result = backlog[sent];
+    shm::Message message;
+    message.type = static_cast<uint32_t>(shm::MessageType::kOpDone);
+    message.op = result.key;
+    message.status = static_cast<uint32_t>(result.status);
+    message.route = static_cast<uint32_t>(result.route);
+    message.count = static_cast<uint32_t>(result.failed.size());
+    if (!channel->Push(message, std::as_bytes(std::span(result.failed)))) break;
+  }
+  backlog.erase(backlog.begin(), backlog.begin() + static_cast<ptrdiff_t>(sent));
+  return sent > 0;
+}
+
+bool WorkerSession::Impl::Parse(std::span<const std::byte> bytes) {
+  PlanHeader header;
+  if (bytes.size() >= sizeof(header)) {
+    std::memcpy(static_cast<void*>(&header), bytes.data(), sizeof(header));
+    if (header.number == plan.number && plan.number != 0) return true;
+  }
+  if (ParsePlan(bytes, &plan).ok()) return true;
+  plan = ParsedPlan{};
+  ++counters.bad_plans;
+  return false;
+}
+
+void WorkerSession::Impl::FenceParsed() {
+  if (plan.number <= fenced_plan) return;
+  fenced_plan = plan.number;
+  if (!plan.fences.empty()) agent->FenceBlocks(plan.fences);
+}
+
+void WorkerSession::Impl::Fail(const std::string& request_id, std::span<const uint32_t> block_ids) {
+  early.loads.push_back(request_id);
+  early.failed_block_ids.insert(early.failed_block_ids.end(), block_ids.begin(), block_ids.end());
+}
+
+void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
+  EngineHalf half;
+  half.key = view.op.key;
+  half.route = static_cast<Route>(view.op.route);
+  if (half.route != Route::kCpuToDevice) {
+    half.block_ids = std::move(view.block_ids);
+    agent->SubmitEngineHalf(std::move(half)).IgnoreError();  // a store not taken is a future miss
+    return;
+  }
+  if (view.op.dead != 0 || !is_attached) {
+    Fail(view.request_id, view.block_ids);
+    return;
+  }
+  half.block_ids = view.block_ids;
+  PendingLoad load{std::move(view.request_id),
+                   clock.Now() + options.load_timeout_ms * kNsPerMs, std::move(view.block_ids)};
+  if (!agent->SubmitEngineHalf(std::move(half)).ok()) {
+    Fail(load.request_id, load.block_ids);
+    return;
+  }
+  loads.emplace(view.op.key, std::move(load));
+}
+
+void WorkerSession::Impl::TakeAgentResults(Report* report) {
+  std::vector<AgentResult> results;
+  agent->TakeEngineResults(&results);
+  for (AgentResult& result : results) {
+    auto it = loads.find(result.key);
+    if (it == loads.end()) continue;  // revoked meanwhile: reported already
+    if (result.status != OpStatus::kOk) ++counters.loads_failed;
+    report->failed_block_ids.insert(report->failed_block_ids.end(),
+                                    result.failed_engine_blocks.begin(),
+                                    result.failed_engine_blocks.end());
+    report->loads.push_back(std::move(it->second.request_id));
+    loads.erase(it);
+  }
+}
+
+// Revokes loads that are too old, and all of them after the daemon was lost.
+void WorkerSession::Impl::GiveUpLoads(Report* report) {
+  const bool all = lost.exchange(false, std::memory_order_acq_rel);
+  if (loads.empty()) return;
+  const TimeNs now = clock.Now();
+  for (auto it = loads.begin(); it != loads.end();) {
+    if (!all && now < it->second.deadline) {
+      ++it;
+      continue;
+    }
+    agent->Revoke(it->first);
+    if (!all) ++counters.load_timeouts;
+    ++counters.loads_failed;
+    report->failed_block_ids.insert(report->failed_block_ids.end(), it->second.block_ids.begin(),
+                                    it->second.block_ids.end());
+    report->loads.push_back(std::move(it->second.request_id));
+    it = loads.erase(it);
+  }
+}
+
+WorkerSession::WorkerSession(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+absl::StatusOr<std::unique_ptr<WorkerSession>> WorkerSession::Open(const Options& options,
+                                                                   KvLayout layout) {
+  if (absl::Status status = layout.Validate(); !status.ok()) return status;
+  if (options.world_size == 0 || options.rank >= options.world_size) {
+    return absl::InvalidArgumentError("rank is not below world_size");
+  }
+  if (layout.descriptor.size() > shm::kMaxHelloText) {
+    return absl::InvalidArgumentError("the layout descriptor is too long");
+  }
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  Impl* raw = impl.get();
+
+  DaemonLink::Options link;
+  link.socket_path = options.socket_path;
+  link.hello.role = static_cast<uint32_t>(shm::Role::kWorker);
+  link.hello.rank = options.rank;
+  link.hello.world_size = options.world_size;
+  link.hello.tokens_per_block = layout.groups[0].tokens_per_block;
+  link.hello.engine_id[0] = options.engine_id[0];
+  link.hello.engine_id[1] = options.engine_id[1];
+  link.hello.shard_bytes = layout.shard_bytes();
+  link.text = layout.descriptor;
+  link.segments = &impl->segments;
+  link.on_attached = [raw](const std::shared_ptr<Channel>& channel) { raw->OnAttached(channel); };
+  link.on_lost = [raw] { raw->OnLost(); };
+  link.on_idle = [raw] {
+    if (raw->segments.HasRetired() && !raw->agent->Busy()) raw->segments.Sweep();
+  };
+
+  absl::StatusOr<std::unique_ptr<DeviceAgent>> agent = MakeHostAgent(
+      options.agent, std::move(layout), &impl->mapper, [raw] { raw->OnResult(); });
+  if (!agent.ok()) return agent.status();
+  impl->agent = *std::move(agent);
+  impl->pump = std::thread([raw] { raw->RunPump(); });
+  impl->link = std::make_unique<DaemonLink>(std::move(link));
+  return std::unique_ptr<WorkerSession>(new WorkerSession(std::move(impl)));
+}
+
+WorkerSession::~WorkerSession() {
+  impl_->link.reset();  // quiesces the agent, then says goodbye
+  {
+    std::lock_guard<std::mutex> lock(impl_->pump_mutex);
+    impl_->stopping = true;
+  }
+  impl_->pump_wake.notify_all();
+  impl_->pump.join();
+  impl_->agent.reset();
+}
+
+void WorkerSession::Fence(std::span<const std::byte> plan) {
+  if (!plan.empty() && impl_->Parse(plan)) impl_->FenceParsed();
+}
+
+void WorkerSession::Bind(std::span<const std::byte> plan) {
+  if (plan.empty() || !impl_->Parse(plan)) return;
+  impl_->FenceParsed();
+  if (impl_->plan.number <= impl_->bound_plan) return;
+  impl_->bound_plan = impl_->plan.number;
+  const bool is_attached = impl_->attached.load(std::memory_order_acquire);
+  for (PlanOpView& view : impl_->plan.ops) impl_->SubmitOp(view, is_attached);
+}
+
+void WorkerSession::StepDone() { impl_->agent->StepDone(); }
+
+void WorkerSession::Poll(Report* report) {
+  report->loads.clear();
+  report->failed_block_ids.clear();
+  std::swap(*report, impl_->early);
+  if (!impl_->loads.empty() || impl_->lost.load(std::memory_order_relaxed)) {
+    impl_->TakeAgentResults(report);
+    impl_->GiveUpLoads(report);
+  }
+  impl_->counters.loads_reported += report->loads.size();
+}
+
+WorkerStats WorkerSession::stats() const {
+  WorkerStats stats = impl_->counters;
+  stats.agent = impl_->agent->stats();
+  stats.attached = impl_->attached.load(std::memory_order_acquire);
+  const uint64_t attachments = impl_->link->attachments();
+  stats.reattaches = attachments > 0 ? attachments - 1 : 0;
+  return stats;
+}
+
+}  // namespace flexkv

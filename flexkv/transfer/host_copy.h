@@ -19,6 +19,30 @@ CopyIsa ChosenCopyIsa();
 // Plain contiguous non-temporal copy (the limit that benches measure against). No overlap allowed.
 void CopyNonTemporal(void* target, const void* source, size_t bytes);
 
+// Copies a run of blocks: fragments that adjoin on both sides become one copy, across layers and blocks, and the
+// next fragment is known (and prefetched) while the present one is copied. Nothing is promised to be copied
+// before Flush. Not thread-safe.
+class BlockCopier {
+ public:
+  BlockCopier() = default;
+  ~BlockCopier() { Flush(); }
+  BlockCopier(const BlockCopier&) = delete;
+  BlockCopier& operator=(const BlockCopier&) = delete;
+
+  // All fragments of block `block_id` of one layer view; `packed` is the view's place within the shard.
+  void Gather(const LayerView& view, uint32_t block_id, std::byte* packed);
+  void Scatter(const LayerView& view, uint32_t block_id, const std::byte* packed);
+  // Copies what is pending and orders it before later stores (CopyFence).
+  void Flush();
+
+ private:
+  void Add(std::byte* target, const std::byte* source, size_t bytes);
+
+  std::byte* target_ = nullptr;
+  const std::byte* source_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 // One block: engine memory -> arena shard, and back. `shard` has layout.shard_bytes() bytes.
 // REQUIRES: block_id < num_blocks of every group.
 void GatherBlock(const KvLayout& layout, uint32_t block_id, std::byte* shard);

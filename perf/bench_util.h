@@ -1,9 +1,9 @@
-// What every benchmark shares: clock, seeded generator, order statistics, and the JSON line that sets a
-// result beside the limit measured in the same run. Header only.
+// What every benchmark shares: clock, seeded generator, order statistics, and the JSON line that
+// sets a result beside the limit measured in the same run. Header only.
 //
-//   flexkv::bench::Args args(argc, argv);                 // --json FILE, --name=value or --name value
-//   flexkv::bench::JsonSink sink(args.Get("json", ""));
-//   sink.Add({.name = "index.match_ns", .unit = "ns", .limit_name = "open addressing",
+//   flexkv::bench::Args args(argc, argv);                 // --json FILE, --name=value or --name
+//   value flexkv::bench::JsonSink sink(args.Get("json", "")); sink.Add({.name = "index.match_ns",
+//   .unit = "ns", .limit_name = "open addressing",
 //             .value = Median(ours), .limit = Median(table), .repeats = ours});
 #pragma once
 
@@ -68,8 +68,10 @@ inline void KeepAlive(const T& value) {
 template <typename T>
 double Percentile(std::vector<T> samples, double p) {
   if (samples.empty()) return 0;
-  const size_t rank = std::min(samples.size() - 1, static_cast<size_t>(p * static_cast<double>(samples.size())));
-  std::nth_element(samples.begin(), samples.begin() + static_cast<std::ptrdiff_t>(rank), samples.end());
+  const size_t rank =
+      std::min(samples.size() - 1, static_cast<size_t>(p * static_cast<double>(samples.size())));
+  std::nth_element(samples.begin(), samples.begin() + static_cast<std::ptrdiff_t>(rank),
+                   samples.end());
   return static_cast<double>(samples[rank]);
 }
 
@@ -102,7 +104,8 @@ class Args {
         const bool has_value = i + 1 < args_.size() && args_[i + 1].substr(0, 2) != "--";
         return has_value ? args_[i + 1] : "1";
       }
-      if (arg.size() > name.size() && arg.substr(0, name.size()) == name && arg[name.size()] == '=') {
+      if (arg.size() > name.size() && arg.substr(0, name.size()) == name &&
+          arg[name.size()] == '=') {
         return std::string(arg.substr(name.size() + 1));
       }
     }
@@ -154,12 +157,13 @@ class JsonSink {
   // Names are our own identifiers: nothing in them needs escaping.
   static void Print(std::FILE* out, const Result& r) {
     const double p50 = r.repeats.empty() ? r.value : Median(r.repeats);
-    std::fprintf(out,
-                 "{\"name\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"limit\":%.6g,\"limit_name\":\"%s\","
-                 "\"ratio\":%.4g,\"better\":\"%s\",\"n\":%llu,\"p50\":%.6g,\"spread\":%.3g}\n",
-                 r.name.c_str(), r.value, r.unit.c_str(), r.limit, r.limit_name.c_str(),
-                 r.limit == 0 ? 0.0 : r.value / r.limit, r.better.c_str(),
-                 static_cast<unsigned long long>(r.n), p50, Spread(r.repeats));
+    std::fprintf(
+        out,
+        "{\"name\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"limit\":%.6g,\"limit_name\":\"%s\","
+        "\"ratio\":%.4g,\"better\":\"%s\",\"n\":%llu,\"p50\":%.6g,\"spread\":%.3g}\n",
+        r.name.c_str(), r.value, r.unit.c_str(), r.limit, r.limit_name.c_str(),
+        r.limit == 0 ? 0.0 : r.value / r.limit, r.better.c_str(),
+        static_cast<unsigned long long>(r.n), p50, Spread(r.repeats));
     std::fflush(out);
   }
 

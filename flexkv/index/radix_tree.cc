@@ -1,0 +1,117 @@
+// The public face: see tree_impl.h for how it works and where the parts lie.
+#include "flexkv/index/radix_tree.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "flexkv/index/tree_impl.h"
+
+namespace flexkv {
+
+namespace {
+
+// Slots of the three tiers name different blocks; the reservations below are address space only.
+uint64_t MaxBlocks(uint32_t max_slots) { return 3ull * max_slots; }
+
+}  // namespace
+
+RadixTree::Impl::Impl(Options options)
+    : policy(std::move(options.policy)),
+      nodes(MaxBlocks(options.max_slots)),
+      slots(options.max_slots),
+      evictable(MaxBlocks(options.max_slots) + 4) {
+  Require(policy != nullptr, "an eviction policy is given");
+  Require(options.max_slots <= SlotId::kMaxIndex + 1, "slot indexes fit their 30 bits");
+}
+
+RadixTree::RadixTree(Options options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+RadixTree::~RadixTree() = default;
+
+void RadixTree::AddNamespace(NamespaceId ns) { impl_->roots.try_emplace(ns, kNoNode); }
+
+void RadixTree::DropNamespace(NamespaceId ns, std::vector<SlotId>* freed) {
+  impl_->DropNamespace(ns, freed);
+}
+
+PrefixMatch RadixTree::Match(NamespaceId ns, std::span<const BlockHash> chain,
+                             std::span<SlotId> slots) {
+  return impl_->Match(ns, chain, slots);
+}
+
+uint32_t RadixTree::HitLength(NamespaceId ns, std::span<const BlockHash> chain) const {
+  return impl_->PrefixLength<true>(ns, chain);
+}
+
+uint32_t RadixTree::PresentLength(NamespaceId ns, std::span<const BlockHash> chain) const {
+  return impl_->PrefixLength<false>(ns, chain);
+}
+
+absl::Status RadixTree::InsertPending(NamespaceId ns, std::span<const BlockHash> chain,
+                                      uint32_t first, std::span<const SlotId> slots) {
+  return impl_->InsertPending(ns, chain, first, slots);
+}
+
+bool RadixTree::Commit(SlotId slot) { return impl_->Commit(slot); }
+
+void RadixTree::Erase(SlotId slot, std::vector<SlotId>* freed) { impl_->Erase(slot, freed); }
+
+SlotId RadixTree::EvictOne() { return impl_->EvictOne(); }
+
+bool RadixTree::SubtreeInUse(SlotId slot) const { return impl_->SubtreeInUse(slot); }
+
+NamespaceId RadixTree::Pin(SlotId slot) { return impl_->Pin(slot); }
+
+void RadixTree::Unpin(NamespaceId ns, SlotId slot) { impl_->Unpin(ns, slot); }
+
+SlotId RadixTree::Ancestor(SlotId slot, uint32_t steps) const {
+  const Place place = impl_->Held(slot);
+  NodeId id = place.node;
+  uint32_t offset = Impl::OffsetOf(impl_->nodes[id], place);
+  while (steps > offset) {
+    steps -= offset + 1;
+    id = impl_->nodes[id].parent;
+    if (id == kNoNode) return kNoSlot;
+    offset = impl_->nodes[id].len - 1u;
+  }
+  return impl_->nodes[id].slots()[offset - steps];
+}
+
+bool RadixTree::Contains(SlotId slot) const { return impl_->slots.Holds(slot); }
+
+BlockHash RadixTree::HashOf(SlotId slot) const {
+  const Place place = impl_->Held(slot);
+  const Node& node = impl_->nodes[place.node];
+  return node.hashes()[Impl::OffsetOf(node, place)];
+}
+
+void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slots) const {
+  slots->resize(count);
+  if (count == 0) return;
+  const Place place = impl_->Held(last);
+  NodeId id = place.node;
+  uint32_t blocks =
+      Impl::OffsetOf(impl_->nodes[id], place) + 1;  // of the node that lie on the path
+  for (uint32_t end = count;;) {
+    const Node& node = impl_->nodes[id];
+    const uint32_t taken = std::min(blocks, end);
+    end -= taken;
+    std::memcpy(slots->data() + end, node.slots() + (blocks - taken), taken * sizeof(SlotId));
+    if (end == 0) return;
+    id = node.parent;
+    Require(id != kNoNode, "the path is as long as asked for");
+    blocks = impl_->nodes[id].len;
+  }
+}
+
+RadixTreeStats RadixTree::stats() const {
+  return {.blocks = impl_->num_blocks,
+          .ready = impl_->num_ready,
+          .nodes = impl_->nodes.size(),
+          .pinned = impl_->num_pins,
+          .evictable_leaves = impl_->evictable.size(),
+          .bytes = impl_->Bytes()};
+}
+
+absl::Status RadixTree::CheckInvariants() const { return impl_->CheckInvariants(); }
+
+}  // namespace flexkv

@@ -1,0 +1,251 @@
+// Lookups.
+//
+// Every anchor depth on a path starts a node, so the segments of a chain can be looked up before it
+// is known whether their parents match. Match resolves up to kLanes segments in lockstep: all head
+// cells are prefetched, then all node headers, then all runs, so that the memory latencies of the
+// segments overlap (AMAC style). A second pass goes over the nodes in order, verifies that each is
+// the child of the one before, copies slots and touches policy words; it stops at the first that is
+// not.
+//
+// Inside a run, the chain guarantees that an equal last hash means an equal run; a partial run is
+// bisected. A chain that breaks this guarantee (no honest client makes one) gets some answer made
+// of real nodes linked parent to child, and never an out-of-range access.
+#include <algorithm>
+#include <array>
+
+#include "flexkv/index/tree_impl.h"
+
+namespace flexkv {
+
+namespace {
+
+constexpr uint32_t kLanes = 8;
+constexpr uint32_t kSegment = RadixTree::kAnchorBlocks;
+
+// Length of the common prefix of a run and a chain, both at least `limit` > 0 long, whose first
+// blocks are equal.
+uint32_t CommonPrefix(const BlockHash* run, const BlockHash* chain, uint32_t limit) {
+  if (run[limit - 1] == chain[limit - 1]) return limit;
+  uint32_t low = 1;           // run[low - 1] is equal
+  uint32_t high = limit - 1;  // run[high] differs
+  while (low < high) {
+    const uint32_t middle = (low + high) / 2;
+    if (run[middle] == chain[middle]) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+void PrefetchRun(const Node& node, uint32_t blocks) {
+  __builtin_prefetch(node.hashes());
+  __builtin_prefetch(node.hashes() + (blocks - 1));
+}
+
+void PrefetchPayload(const Node& node, uint32_t blocks) {
+  const char* slots = reinterpret_cast<const char*>(node.slots());
+  for (uint32_t i = 0; i < blocks * sizeof(SlotId); i += 64) __builtin_prefetch(slots + i);
+  const char* words = reinterpret_cast<const char*>(node.words());
+  for (uint32_t i = 0; i < blocks * sizeof(PolicyWord); i += 64) __builtin_prefetch(words + i, 1);
+}
+
+}  // namespace
+
+struct RadixTree::Impl::Lane {
+  void Start(uint32_t at, size_t chain_blocks) {
+    pos = at;
+    end = static_cast<uint32_t>(std::min<size_t>(at + kSegment, chain_blocks));
+    hops = 0;
+    active = true;
+  }
+  void Key(const Impl& tree, NamespaceId ns, std::span<const BlockHash> chain) {
+    key = HeadTable::Key(ns, chain[pos]);
+    tree.heads.Prefetch(key);
+  }
+  void PrefetchNode(const Impl& tree) {
+    guess = tree.heads.Guess(key);
+    if (guess == kNoNode) {
+      active = false;
+    } else {
+      tree.nodes.Prefetch(guess);
+    }
+  }
+  template <bool kPayload>
+  void Prefetch(const Impl& tree) const {
+    const Node& node = tree.nodes[guess];
+    const uint32_t blocks = std::min<uint32_t>(node.len, end - pos);
+    if (blocks == 0) return;
+    PrefetchRun(node, blocks);
+    if constexpr (kPayload) PrefetchPayload(node, blocks);
+  }
+  // Follows the chain through one more node.
+  template <bool kReadyOnly>
+  void Step(const Impl& tree, NamespaceId ns, std::span<const BlockHash> chain) {
+    active = false;
+    const NodeId id = hops == 0 ? tree.FindHead(key, ns, chain[pos], pos)
+                                : tree.FindChild(key, ns, chain[pos], path[hops - 1]);
+    if (id == kNoNode) return;
+    const Node& node = tree.nodes[id];
+    const uint32_t limit = std::min<uint32_t>(kReadyOnly ? node.ready : node.len, end - pos);
+    if (limit == 0) return;
+    last_len = CommonPrefix(node.hashes(), &chain[pos], limit);
+    path[hops++] = id;
+    pos += last_len;
+    active = last_len == node.len && pos < end;
+  }
+
+  uint32_t pos;       // next block to look up
+  uint32_t end;       // of the segment or the chain
+  uint32_t key;       // of chain[pos]
+  NodeId guess;       // what the head table proposes for it
+  uint32_t hops;      // nodes found; all but the last match completely
+  uint32_t last_len;  // blocks of the last one that match
+  bool active;
+  std::array<NodeId, kSegment> path;
+};
+
+NodeId RadixTree::Impl::FindHead(uint32_t key, NamespaceId ns, const BlockHash& hash,
+                                 uint32_t depth) const {
+  return heads.Find(key, [&](NodeId id) {
+    const Node& node = nodes[id];
+    return node.ns == ns && node.depth == depth && node.hashes()[0] == hash;
+  });
+}
+
+NodeId RadixTree::Impl::FindChild(uint32_t key, NamespaceId ns, const BlockHash& hash,
+                                  NodeId parent) const {
+  return heads.Find(key, [&](NodeId id) {
+    const Node& node = nodes[id];
+    return node.parent == parent && node.ns == ns && node.hashes()[0] == hash;
+  });
+}
+
+// Looks up the segments of `lanes` in lockstep until each has ended.
+void RadixTree::Impl::ResolveLanes(NamespaceId ns, std::span<const BlockHash> chain,
+                                   std::span<Lane> lanes) const {
+  for (bool running = true; running;) {
+    for (Lane& lane : lanes) {
+      if (lane.active) lane.Key(*this, ns, chain);
+    }
+    for (Lane& lane : lanes) {
+      if (lane.active) lane.PrefetchNode(*this);
+    }
+    for (Lane& lane : lanes) {
+      if (lane.active) lane.Prefetch<true>(*this);
+    }
+    running = false;
+    for (Lane& lane : lanes) {
+      if (lane.active) lane.Step<true>(*this, ns, chain);
+      running |= lane.active;
+    }
+  }
+}
+
+// Appends the lane's nodes to the match: touches them and copies their slots. False at the first
+// that is not the child of the one before.
+bool RadixTree::Impl::TakeLane(const Lane& lane, NodeId* previous, PrefixMatch* match,
+                               std::span<SlotId> out) {
+  for (uint32_t hop = 0; hop < lane.hops; ++hop) {
+    const NodeId id = lane.path[hop];
+    const Node& node = nodes[id];
+    if (node.parent != *previous) return false;
+    const uint32_t blocks = hop + 1 == lane.hops ? lane.last_len : node.len;
+    policy->OnTouch({node.words(), blocks}, node.depth);
+    if (match->num_blocks < out.size()) {
+      const size_t room = std::min<size_t>(blocks, out.size() - match->num_blocks);
+      std::memcpy(&out[match->num_blocks], node.slots(), room * sizeof(SlotId));
+    }
+    match->num_blocks += blocks;
+    match->last = node.slots()[blocks - 1];
+    if (blocks == node.len && node.first_child == kNoNode)
+      UpdateEvictable(id);  // its tail's score rose
+    *previous = id;
+  }
+  return true;
+}
+
+PrefixMatch RadixTree::Impl::Match(NamespaceId ns, std::span<const BlockHash> chain,
+                                   std::span<SlotId> out) {
+  policy->BeginAccess();
+  PrefixMatch match;
+  // Traffic without reuse pays for one probe.
+  if (chain.empty() || heads.Guess(HeadTable::Key(ns, chain[0])) == kNoNode) return match;
+  NodeId previous = kNoNode;
+  std::array<Lane, kLanes> lanes;
+  for (uint32_t start = 0; start < chain.size();) {
+    uint32_t count = 0;
+    for (; count < kLanes && start + count * kSegment < chain.size(); ++count) {
+      lanes[count].Start(start + count * kSegment, chain.size());
+    }
+    ResolveLanes(ns, chain, {lanes.data(), count});
+    for (uint32_t i = 0; i < count; ++i) {
+      if (!TakeLane(lanes[i], &previous, &match, out)) return match;
+      if (match.num_blocks != start + (i + 1) * kSegment)
+        return match;  // ended inside this segment
+    }
+    start += count * kSegment;
+  }
+  return match;
+}
+
+RadixTree::Impl::WalkEnd RadixTree::Impl::WalkSegment(NamespaceId ns,
+                                                      std::span<const BlockHash> chain,
+                                                      uint32_t start) const {
+  Lane lane;
+  lane.Start(start, chain.size());
+  while (lane.active) {
+    lane.Key(*this, ns, chain);
+    lane.Step<false>(*this, ns, chain);
+  }
+  if (lane.hops == 0) return {start, kNoNode, 0};
+  return {lane.pos, lane.path[lane.hops - 1], lane.last_len};
+}
+
+template <bool kReadyOnly>
+uint32_t RadixTree::Impl::PrefixLength(NamespaceId ns, std::span<const BlockHash> chain) const {
+  // The first `low` anchors hit; those from `high` on miss. Each round probes up to kLanes between
+  // them at once.
+  uint32_t low = 0;
+  uint32_t high = static_cast<uint32_t>((chain.size() + kSegment - 1) / kSegment);
+  std::array<Lane, kLanes> lanes;
+  while (low < high) {
+    const uint32_t width = high - low;
+    const uint32_t count = std::min(width, kLanes);
+    std::array<uint32_t, kLanes> anchor;
+    for (uint32_t i = 0; i < count; ++i) {
+      anchor[i] = low + static_cast<uint32_t>(static_cast<uint64_t>(width) * i / count);
+      lanes[i].Start(anchor[i] * kSegment, chain.size());
+      lanes[i].Key(*this, ns, chain);
+    }
+    for (uint32_t i = 0; i < count; ++i) lanes[i].PrefetchNode(*this);
+    for (uint32_t i = 0; i < count; ++i) {
+      if (lanes[i].active) PrefetchRun(nodes[lanes[i].guess], 1);
+    }
+    for (uint32_t i = 0; i < count; ++i) {
+      const NodeId id =
+          lanes[i].active ? FindHead(lanes[i].key, ns, chain[lanes[i].pos], lanes[i].pos) : kNoNode;
+      if (id == kNoNode || (kReadyOnly && nodes[id].ready == 0)) {
+        high = anchor[i];
+        break;
+      }
+      low = anchor[i] + 1;
+    }
+  }
+  if (low == 0) return 0;
+  Lane& lane = lanes[0];
+  lane.Start((low - 1) * kSegment, chain.size());
+  while (lane.active) {
+    lane.Key(*this, ns, chain);
+    lane.Step<kReadyOnly>(*this, ns, chain);
+  }
+  return lane.pos;
+}
+
+template uint32_t RadixTree::Impl::PrefixLength<true>(NamespaceId,
+                                                      std::span<const BlockHash>) const;
+template uint32_t RadixTree::Impl::PrefixLength<false>(NamespaceId,
+                                                       std::span<const BlockHash>) const;
+
+}  // namespace flexkv

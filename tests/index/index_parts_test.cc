@@ -1,0 +1,161 @@
+// The parts of the tree on their own: head table, eviction heap, node store, LRU policy.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "flexkv/index/eviction_heap.h"
+#include "flexkv/index/eviction_policy.h"
+#include "flexkv/index/head_table.h"
+#include "flexkv/index/node_store.h"
+
+namespace flexkv {
+namespace {
+
+NodeId FindExactly(const HeadTable& table, uint32_t key, NodeId node) {
+  return table.Find(key, [node](NodeId found) { return found == node; });
+}
+
+TEST(HeadTable, EqualKeysLiveSideBySide) {
+  HeadTable table;
+  for (NodeId node = 0; node < 100; ++node) table.Insert(42, node);
+  for (NodeId node = 0; node < 100; node += 2) table.Erase(42, node);
+  for (NodeId node = 0; node < 100; ++node) {
+    EXPECT_EQ(FindExactly(table, 42, node), node % 2 == 0 ? kNoNode : node);
+  }
+  table.Replace(42, 1, 1000);
+  EXPECT_EQ(FindExactly(table, 42, 1), kNoNode);
+  EXPECT_EQ(FindExactly(table, 42, 1000), 1000u);
+}
+
+// Clusters, wrap-around, and changes of every kind while the table grows.
+TEST(HeadTable, AgreesWithASetWhileItGrows) {
+  std::mt19937 random(1);
+  HeadTable table;
+  std::map<NodeId, uint32_t> model;  // node -> key
+  NodeId next = 0;
+  for (uint32_t step = 0; step < 60000; ++step) {
+    const uint32_t dice = random() % 10;
+    if (dice < 6 || model.empty()) {
+      const uint32_t key =
+          random() % 2 == 0 ? static_cast<uint32_t>(random()) : 0xfffffff0u + random() % 16;
+      // A few keys only near the table's end, or the clusters make the test quadratic.
+      const uint32_t used = step % 64 == 0 ? key : static_cast<uint32_t>(random());
+      table.Insert(used, next);
+      model.emplace(next++, used);
+    } else {
+      auto it = model.lower_bound(static_cast<NodeId>(random() % next));
+      if (it == model.end()) it = model.begin();
+      if (dice < 9) {
+        table.Erase(it->second, it->first);
+        model.erase(it);
+      } else {
+        const uint32_t key = it->second;
+        table.Replace(key, it->first, next);
+        model.erase(it);
+        model.emplace(next++, key);
+      }
+    }
+    EXPECT_EQ(table.size(), model.size());
+    if (step % 5000 == 0) {
+      for (const auto& [node, key] : model) ASSERT_EQ(FindExactly(table, key, node), node);
+    }
+  }
+  for (NodeId node = 0; node < next; ++node) {
+    auto it = model.find(node);
+    if (it != model.end()) {
+      ASSERT_EQ(FindExactly(table, it->second, node), node);
+    }
+  }
+}
+
+TEST(HeadTable, TheNamespaceIsPartOfTheKey) {
+  BlockHash hash;
+  hash.words = {1, 2, 3, 4};
+  EXPECT_NE(HeadTable::Key(1, hash), HeadTable::Key(2, hash));
+}
+
+TEST(EvictionHeap, AgreesWithAnOrderedSet) {
+  std::mt19937 random(2);
+  EvictionHeap heap(1000);
+  std::map<NodeId, uint64_t> scores;
+  for (uint32_t step = 0; step < 20000; ++step) {
+    const NodeId node = static_cast<NodeId>(random() % 1000);
+    if (random() % 3 != 0) {
+      const uint64_t score = random() % 100000;
+      heap.Put(node, score);
+      scores[node] = score;
+    } else if (heap.Contains(node)) {
+      heap.Remove(node);
+      scores.erase(node);
+    }
+    ASSERT_EQ(heap.size(), scores.size());
+    if (step % 100 == 0) {
+      ASSERT_TRUE(heap.OrderHolds());
+    }
+    if (scores.empty()) continue;
+    uint64_t least = ~0ull;
+    for (const auto& [n, score] : scores) least = std::min(least, score);
+    ASSERT_EQ(heap.top_score(), least);
+    ASSERT_EQ(scores.at(heap.top()), least);
+  }
+}
+
+TEST(NodeStore, RunsKeepTheirBlocksWhenTheyMove) {
+  NodeStore store(1000);
+  const NodeId id = store.Allocate(3);
+  auto put = [&](uint32_t i) {
+    store.Grow(id, i + 1);
+    Node& node = store[id];
+    node.hashes()[i].words[0] = 100 + i;
+    node.words()[i] = 200 + i;
+    node.slots()[i] = SlotId{300 + i};
+    node.len = static_cast<uint8_t>(i + 1);
+  };
+  for (uint32_t i = 0; i < 64; ++i) put(i);
+  EXPECT_EQ(store[id].capacity(), 64u);
+  store.DropFront(id, 30);
+  EXPECT_EQ(store[id].len, 34u);
+  store[id].len = 5;
+  store.MaybeShrink(id);
+  EXPECT_EQ(store[id].capacity(), 8u);
+  for (uint32_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(store[id].hashes()[i].words[0], 130 + i);
+    EXPECT_EQ(store[id].words()[i], 230 + i);
+    EXPECT_EQ(store[id].slots()[i], SlotId{330 + i});
+  }
+  store.Free(id);
+  EXPECT_EQ(store.size(), 0u);
+}
+
+TEST(NodeStore, MemoryIsUsedAgain) {
+  NodeStore store(64 * 64);
+  for (uint32_t round = 0; round < 1000; ++round) {
+    std::vector<NodeId> ids;
+    for (uint32_t i = 0; i < 64; ++i) {
+      ids.push_back(store.Allocate(64));
+      store[ids.back()].len = 64;
+    }
+    for (NodeId id : ids) store.Free(id);
+  }
+  EXPECT_EQ(store.high_water(), 64u);
+  EXPECT_LT(store.bytes(), 1u << 20);
+}
+
+TEST(LruPolicy, LaterAccessesScoreHigher) {
+  const std::unique_ptr<EvictionPolicy> lru = MakeLruPolicy();
+  std::vector<PolicyWord> words(3);
+  lru->BeginAccess();
+  lru->OnInsert(words, 0);
+  const uint64_t inserted = lru->Score(words[2], 2);
+  lru->BeginAccess();
+  lru->OnTouch({words.data(), 2}, 0);
+  EXPECT_GT(lru->Score(words[0], 0), inserted);
+  EXPECT_EQ(lru->Score(words[0], 0), lru->Score(words[1], 1));
+  EXPECT_EQ(lru->Score(words[2], 2), inserted);
+  EXPECT_EQ(lru->name(), "lru");
+}
+
+}  // namespace
+}  // namespace flexkv

@@ -1,0 +1,148 @@
+// Random histories, tree against model, invariants after every step. FLEXKV_TEST_SEED replays one
+// seed.
+#include <cstdlib>
+#include <random>
+
+#include "tests/index/tree_model.h"
+
+namespace flexkv::testing {
+namespace {
+
+struct Shape {
+  const char* name;
+  HashKind hashes;
+  uint32_t slots;
+  uint32_t longest;  // blocks of a chain
+  uint32_t steps;
+};
+
+class History {
+ public:
+  History(const Shape& shape, uint64_t seed) : shape_(shape), random_(seed), pair_(shape.slots) {
+    for (NamespaceId ns = 0; ns < 2; ++ns) pair_.AddNamespace(ns);
+  }
+
+  void Step() {
+    const uint32_t dice = Below(100);
+    if (dice < 28) {
+      Insert();
+    } else if (dice < 52) {
+      CommitSome();
+    } else if (dice < 68) {
+      Match();
+    } else if (dice < 82) {
+      for (uint32_t n = 1 + Below(4); n > 0; --n) pair_.Evict();
+    } else if (dice < 88) {
+      PinSome();
+    } else if (dice < 95) {
+      UnpinSome();
+    } else if (dice < 99) {
+      EraseSome();
+    } else if (Below(8) == 0) {
+      Drop();
+    }
+    pair_.Check();
+  }
+
+ private:
+  uint32_t Below(uint32_t bound) { return static_cast<uint32_t>(random_() % bound); }
+  NamespaceId AnyNamespace() { return first_ns_ + Below(2); }
+
+  // A chain that shares a prefix of some length with an earlier one.
+  std::vector<BlockHash> AnyChain() {
+    std::vector<uint32_t> tokens;
+    if (!pool_.empty()) {
+      tokens = pool_[Below(static_cast<uint32_t>(pool_.size()))];
+      if (Below(3) == 0) tokens.resize(Below(static_cast<uint32_t>(tokens.size()) + 1));
+    }
+    for (uint32_t n = Below(3) == 0 ? Below(shape_.longest) : Below(3); n > 0; --n)
+      tokens.push_back(Below(2));
+    if (tokens.empty()) tokens.push_back(Below(2));
+    if (tokens.size() > shape_.longest) tokens.resize(shape_.longest);
+    if (pool_.size() < 12) {
+      pool_.push_back(tokens);
+    } else {
+      pool_[Below(12)] = tokens;
+    }
+    return ChainOf(tokens, shape_.hashes);
+  }
+  SlotId AnySlot() { return SlotId::Make(Tier::kCpu, Below(shape_.slots)); }
+
+  void Insert() {
+    const std::vector<BlockHash> chain = AnyChain();
+    const uint32_t count = Below(2) == 0 ? 1 + Below(4) : shape_.longest;
+    pair_.Insert(AnyNamespace(), chain, count);
+  }
+  // Out of order, in bursts; now and then everything, so that readiness does not stall.
+  void CommitSome() {
+    if (Below(4) == 0) {
+      std::vector<uint32_t> all;
+      for (const auto& [slot, key] : pair_.model().by_slot) all.push_back(slot);
+      std::shuffle(all.begin(), all.end(), random_);
+      for (uint32_t slot : all) pair_.Commit(SlotId{slot});
+      return;
+    }
+    for (uint32_t n = 1 + Below(8); n > 0; --n) pair_.Commit(AnySlot());
+  }
+  void Match() {
+    const NamespaceId ns = AnyNamespace();
+    pair_.Match(ns, AnyChain());
+  }
+  void PinSome() {
+    const NamespaceId ns = AnyNamespace();
+    const PrefixMatch match = pair_.Match(ns, AnyChain());
+    if (match.num_blocks == 0) return;
+    const SlotId slot = pair_.tree().Ancestor(match.last, Below(match.num_blocks));
+    pair_.Pin(slot);
+    leases_.emplace_back(ns, slot);
+  }
+  void UnpinSome() {
+    if (leases_.empty()) return;
+    const uint32_t i = Below(static_cast<uint32_t>(leases_.size()));
+    pair_.Unpin(leases_[i].first,
+                leases_[i].second);  // its namespace may be gone: then nothing happens
+    leases_.erase(leases_.begin() + i);
+  }
+  void EraseSome() { pair_.Erase(AnySlot()); }
+  void Drop() {
+    pair_.DropNamespace(first_ns_);
+    pair_.AddNamespace(first_ns_ + 2);
+    ++first_ns_;
+  }
+
+  Shape shape_;
+  std::mt19937_64 random_;
+  Pair pair_;
+  NamespaceId first_ns_ = 0;
+  std::vector<std::vector<uint32_t>> pool_;
+  std::vector<std::pair<NamespaceId, SlotId>> leases_;
+};
+
+class RadixTreeModel : public ::testing::TestWithParam<Shape> {};
+
+TEST_P(RadixTreeModel, AgreesWithTheModel) {
+  const char* given = std::getenv("FLEXKV_TEST_SEED");
+  const uint64_t first_seed =
+      given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
+  const uint64_t seeds = given != nullptr ? 1 : 8;
+  for (uint64_t seed = first_seed; seed < first_seed + seeds; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "FLEXKV_TEST_SEED=" << seed);
+    History history(GetParam(), seed);
+    for (uint32_t step = 0; step < GetParam().steps; ++step) {
+      history.Step();
+      if (HasFailure()) FAIL() << "step " << step;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, RadixTreeModel,
+    ::testing::Values(
+        Shape{"Short", HashKind::kUniform, 24, 8, 10000},       // many splits, merges and evictions
+        Shape{"Long", HashKind::kUniform, 600, 300, 3000},      // several anchors
+        Shape{"SameTag", HashKind::kSameTag, 100, 150, 5000},   // equal first words
+        Shape{"SameKey", HashKind::kSameKey, 100, 150, 5000}),  // equal cells in the head table
+    [](const auto& shape) { return std::string(shape.param.name); });
+
+}  // namespace
+}  // namespace flexkv::testing

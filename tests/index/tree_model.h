@@ -1,0 +1,289 @@
+// What the radix tree promises, said as plainly as possible: a map from block hash to block. And a
+// driver that applies each operation to the tree and to the model and compares everything that can
+// be seen.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "flexkv/index/radix_tree.h"
+
+namespace flexkv::testing {
+
+inline uint64_t Mix(uint64_t x) {
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+enum class HashKind {
+  kUniform,
+  kSameTag,  // every hash has the same first word
+  kSameKey,  // every hash of a namespace falls on the same cell of the head table
+};
+
+// Chained hashes of a token sequence, as an engine makes them.
+inline std::vector<BlockHash> ChainOf(std::span<const uint32_t> tokens,
+                                      HashKind kind = HashKind::kUniform) {
+  std::vector<BlockHash> chain;
+  uint64_t state = 1;
+  for (uint32_t token : tokens) {
+    state = Mix(state ^ Mix(token + 17));
+    BlockHash hash;
+    hash.words = {Mix(state), Mix(state + 1), Mix(state + 2), Mix(state + 3)};
+    if (kind != HashKind::kUniform) hash.words[0] = 7;
+    if (kind == HashKind::kSameKey) {  // see HeadTable::Key: the sum of words 1 and 2 rotated stays
+                                       // the same
+      const uint64_t r = hash.words[2];
+      hash.words[1] = 0x1234567890ull - ((r << 21) | (r >> 43));
+      hash.words[3] = 0;
+    }
+    chain.push_back(hash);
+  }
+  return chain;
+}
+
+struct ModelBlock {
+  std::optional<BlockHash> parent;
+  SlotId slot;
+  uint32_t depth = 0;
+  bool arrived = false;
+  uint64_t last_access = 0;
+  uint32_t pins = 0;
+  std::set<std::array<uint64_t, 4>> children;
+};
+
+class Model {
+ public:
+  using Key = std::pair<NamespaceId, std::array<uint64_t, 4>>;
+
+  std::map<Key, ModelBlock> blocks;
+  std::map<uint32_t, Key> by_slot;
+  std::set<NamespaceId> namespaces;
+  uint64_t clock = 0;
+
+  ModelBlock* Find(NamespaceId ns, const BlockHash& hash) {
+    auto it = blocks.find({ns, hash.words});
+    return it == blocks.end() ? nullptr : &it->second;
+  }
+  ModelBlock& At(SlotId slot) { return blocks.at(by_slot.at(slot.value)); }
+  NamespaceId NamespaceOf(SlotId slot) { return by_slot.at(slot.value).first; }
+
+  bool Ready(NamespaceId ns, const ModelBlock& block) {
+    if (!block.arrived) return false;
+    return !block.parent || Ready(ns, *Find(ns, *block.parent));
+  }
+  uint32_t PresentLength(NamespaceId ns, std::span<const BlockHash> chain) {
+    uint32_t n = 0;
+    while (n < chain.size() && Find(ns, chain[n]) != nullptr) ++n;
+    return n;
+  }
+  uint32_t HitLength(NamespaceId ns, std::span<const BlockHash> chain) {
+    uint32_t n = 0;
+    while (n < chain.size()) {
+      ModelBlock* block = Find(ns, chain[n]);
+      if (block == nullptr || !block->arrived) break;
+      ++n;
+    }
+    return n;
+  }
+  void Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
+              std::span<const SlotId> slots) {
+    if (slots.empty()) return;
+    ++clock;
+    for (uint32_t i = 0; i < slots.size(); ++i) {
+      const uint32_t depth = first + i;
+      ModelBlock block;
+      block.slot = slots[i];
+      block.depth = depth;
+      block.last_access = clock;
+      if (depth > 0) {
+        block.parent = chain[depth - 1];
+        Find(ns, chain[depth - 1])->children.insert(chain[depth].words);
+      }
+      blocks.emplace(Key{ns, chain[depth].words}, block);
+      by_slot.emplace(slots[i].value, Key{ns, chain[depth].words});
+    }
+  }
+  // The subtree's slots, in any order.
+  void Subtree(const Key& key, std::vector<uint32_t>* slots) {
+    const ModelBlock& block = blocks.at(key);
+    slots->push_back(block.slot.value);
+    for (const auto& child : block.children) Subtree({key.first, child}, slots);
+  }
+  void RemoveSlot(uint32_t slot) {
+    const Key key = by_slot.at(slot);
+    const ModelBlock block = blocks.at(key);
+    if (block.parent) {
+      if (ModelBlock* parent = Find(key.first, *block.parent)) parent->children.erase(key.second);
+    }
+    blocks.erase(key);
+    by_slot.erase(slot);
+  }
+  // The unpinned ready leaf with the oldest access.
+  SlotId Victim() {
+    const ModelBlock* oldest = nullptr;
+    for (const auto& [key, block] : blocks) {
+      if (!block.children.empty() || block.pins > 0 || !Ready(key.first, block)) continue;
+      if (oldest == nullptr || block.last_access < oldest->last_access) oldest = &block;
+    }
+    return oldest == nullptr ? kNoSlot : oldest->slot;
+  }
+};
+
+// Applies operations to tree and model alike. Slots are taken from a free list of its own.
+class Pair {
+ public:
+  explicit Pair(uint32_t max_slots) : tree_({.max_slots = max_slots, .policy = MakeLruPolicy()}) {
+    for (uint32_t i = 0; i < max_slots; ++i) free_.push_back(max_slots - 1 - i);
+  }
+
+  RadixTree& tree() { return tree_; }
+  Model& model() { return model_; }
+  size_t free_slots() const { return free_.size(); }
+
+  void AddNamespace(NamespaceId ns) {
+    tree_.AddNamespace(ns);
+    model_.namespaces.insert(ns);
+  }
+  void DropNamespace(NamespaceId ns) {
+    std::vector<SlotId> freed;
+    tree_.DropNamespace(ns, &freed);
+    std::vector<uint32_t> expected;
+    for (const auto& [slot, key] : model_.by_slot) {
+      if (key.first == ns) expected.push_back(slot);
+    }
+    Freed(freed, expected);
+    model_.namespaces.erase(ns);
+  }
+  // Up to `count` blocks behind what is present. Returns how many were inserted.
+  uint32_t Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t count) {
+    const uint32_t first = tree_.PresentLength(ns, chain);
+    EXPECT_EQ(first, model_.PresentLength(ns, chain));
+    count = static_cast<uint32_t>(std::min<size_t>({count, chain.size() - first, free_.size()}));
+    std::vector<SlotId> slots;
+    for (uint32_t i = 0; i < count; ++i)
+      slots.push_back(SlotId::Make(Tier::kCpu, free_[free_.size() - 1 - i]));
+    const absl::Status status = tree_.InsertPending(ns, chain, first, slots);
+    if (!model_.namespaces.contains(ns)) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+      return 0;
+    }
+    EXPECT_TRUE(status.ok()) << status;
+    free_.resize(free_.size() - count);
+    model_.Insert(ns, chain, first, slots);
+    return count;
+  }
+  void Commit(SlotId slot) {
+    EXPECT_EQ(tree_.Commit(slot), model_.by_slot.contains(slot.value));
+    if (model_.by_slot.contains(slot.value)) model_.At(slot).arrived = true;
+  }
+  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain) {
+    const uint32_t expected = model_.HitLength(ns, chain);
+    EXPECT_EQ(tree_.HitLength(ns, chain), expected);
+    EXPECT_EQ(tree_.PresentLength(ns, chain), model_.PresentLength(ns, chain));
+    std::vector<SlotId> slots(chain.size());
+    const PrefixMatch match = tree_.Match(ns, chain, slots);
+    ++model_.clock;
+    EXPECT_EQ(match.num_blocks, expected);
+    for (uint32_t i = 0; i < expected; ++i) {
+      ModelBlock* block = model_.Find(ns, chain[i]);
+      EXPECT_EQ(slots[i], block->slot);
+      block->last_access = model_.clock;
+    }
+    EXPECT_EQ(match.last, expected == 0 ? kNoSlot : model_.Find(ns, chain[expected - 1])->slot);
+    if (expected > 0) CheckPath(match.last, {slots.data(), expected});
+    return match;
+  }
+  SlotId Evict() {
+    const SlotId expected = model_.Victim();
+    const SlotId victim = tree_.EvictOne();
+    EXPECT_EQ(victim.value, expected.value);
+    if (expected.valid()) {
+      model_.RemoveSlot(expected.value);
+      free_.push_back(expected.index());
+    }
+    return victim;
+  }
+  // Erases unless something in the subtree is pinned.
+  void Erase(SlotId slot) {
+    if (!model_.by_slot.contains(slot.value)) {
+      std::vector<SlotId> freed;
+      tree_.Erase(slot, &freed);
+      EXPECT_TRUE(freed.empty());
+      EXPECT_FALSE(tree_.Contains(slot));
+      return;
+    }
+    std::vector<uint32_t> subtree;
+    model_.Subtree(model_.by_slot.at(slot.value), &subtree);
+    bool pinned = false;
+    bool pending = false;
+    for (uint32_t s : subtree) {
+      const ModelBlock& block = model_.At(SlotId{s});
+      pinned |= block.pins > 0;
+      pending |= !model_.Ready(model_.NamespaceOf(SlotId{s}), block);
+    }
+    EXPECT_EQ(tree_.SubtreeInUse(slot), pinned || pending);
+    if (pinned) return;
+    std::vector<SlotId> freed;
+    tree_.Erase(slot, &freed);
+    Freed(freed, subtree);
+  }
+  void Pin(SlotId slot) {
+    EXPECT_EQ(tree_.Pin(slot), model_.NamespaceOf(slot));
+    ++model_.At(slot).pins;
+  }
+  void Unpin(NamespaceId ns, SlotId slot) {
+    tree_.Unpin(ns, slot);
+    if (model_.namespaces.contains(ns)) --model_.At(slot).pins;
+  }
+  void Check() {
+    const absl::Status status = tree_.CheckInvariants();
+    EXPECT_TRUE(status.ok()) << status;
+    const RadixTreeStats stats = tree_.stats();
+    EXPECT_EQ(stats.blocks, model_.blocks.size());
+    uint64_t pins = 0;
+    for (const auto& [key, block] : model_.blocks) pins += block.pins;
+    EXPECT_EQ(stats.pinned, pins);
+  }
+
+ private:
+  void Freed(const std::vector<SlotId>& freed, std::vector<uint32_t> expected) {
+    std::vector<uint32_t> got;
+    for (SlotId slot : freed) got.push_back(slot.value);
+    std::sort(got.begin(), got.end());
+    std::sort(expected.begin(), expected.end());
+    EXPECT_EQ(got, expected);
+    for (uint32_t slot : expected) {
+      model_.RemoveSlot(slot);
+      free_.push_back(SlotId{slot}.index());
+    }
+  }
+  void CheckPath(SlotId last, std::span<const SlotId> path) {
+    const uint32_t length = static_cast<uint32_t>(path.size());
+    EXPECT_EQ(tree_.Ancestor(last, 0), last);
+    EXPECT_EQ(tree_.Ancestor(last, length / 2), path[length - 1 - length / 2]);
+    EXPECT_EQ(tree_.Ancestor(last, length - 1), path[0]);
+    EXPECT_EQ(tree_.Ancestor(last, length), kNoSlot);
+    std::vector<SlotId> slots;
+    tree_.PathSlots(last, length, &slots);
+    EXPECT_TRUE(std::equal(slots.begin(), slots.end(), path.begin(), path.end()));
+    tree_.PathSlots(last, (length + 1) / 2, &slots);
+    EXPECT_TRUE(std::equal(slots.begin(), slots.end(), path.begin() + length / 2, path.end()));
+  }
+
+  RadixTree tree_;
+  Model model_;
+  std::vector<uint32_t> free_;
+};
+
+}  // namespace flexkv::testing

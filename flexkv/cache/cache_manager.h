@@ -32,13 +32,18 @@ namespace flexkv {
 struct CacheManagerOptions {
   uint64_t cpu_cache_bytes = 1ull << 30;  // byte budget of all segments together
   uint64_t num_cpu_blocks = 0;            // when not 0: the budget in blocks of the first registered layout
-  uint64_t segment_bytes = 1ull << 30;    // one segment group (all ranks' segments together); clamped to the budget
+  // One segment group (all ranks' segments together), at most; the budget is cut into at least eight groups where a block
+  // allows it, so that memory can move between size classes.
+  uint64_t segment_bytes = 1ull << 30;
   double evict_ratio = 0.01;              // share of a full size class evicted ahead per Tick; 0 = only what is needed
   double evict_start_ratio = 0.98;        // background eviction starts above this share of slots used
   TimeNs lease_timeout_ns = 30 * kNsPerSecond;  // a lease on which nothing was launched ends then
   uint32_t max_chain_blocks = 1u << 20;   // longest hash chain of one request
   uint32_t max_requests_per_engine = 65536;
+  uint64_t max_chain_blocks_per_engine = 1ull << 23;  // all its requests' chains together (32 bytes a block)
   uint32_t max_ops_per_engine = 4096;     // loads and puts in flight
+  uint32_t max_engines = 1024;
+  TimeNs empty_group_keep_ns = 10 * kNsPerSecond;  // an empty group beyond the first is given back after that time
   // Makes the eviction policy of a new size class.
   std::unique_ptr<EvictionPolicy> (*make_policy)() = &MakeLruPolicy;
 };
@@ -116,7 +121,8 @@ class CacheManager {
   ~CacheManager();
 
   // --- engines ----------------------------------------------------------------------------------
-  // InvalidArgument: bad spec, or a block larger than the budget. Creates the namespace and the size class as needed.
+  // InvalidArgument: bad spec, or a block larger than the budget. ResourceExhausted: too many engines. Creates the namespace
+  // and the size class as needed.
   absl::StatusOr<EngineHandle> AttachEngine(const EngineSpec& spec, TimeNs now);
   // Leases and requests end at once; ops in flight keep their slots until the TransferEngine reports
   // them (the owner makes the executor fail ops of dead processes). No more events for this engine.
@@ -130,14 +136,18 @@ class CacheManager {
   absl::StatusOr<LookupAnswer> Lookup(EngineHandle engine, RequestKey request, uint32_t first,
                                       std::span<const BlockHash> suffix, TimeNs now);
   // Launches the load of blocks [first, first + count) of the request's chain under its lease and trims the
-  // lease to first + count. Each rank's agent gets an op whose engine_index counts from 0 at `first`.
+  // lease to first + count. Each rank's agent gets an op whose engine_index counts from 0 at `first`. The lease now
+  // has no deadline and ends with the last load under it; the load keeps a pin of its own, so a new Lookup, ReleaseLease or
+  // EndRequest meanwhile takes nothing from under it.
   // When it cannot be done a kRefuseOp event follows and the status says why (NotFound: lease over or not this
-  // request's; InvalidArgument: range outside the lease, key in use; ResourceExhausted: too many ops).
+  // request's; InvalidArgument: range outside the lease or empty; ResourceExhausted: too many ops). No event for
+  // an unknown engine, key 0, or the key of an op in flight (InvalidArgument): a refusal would hit the running op.
   absl::Status Load(EngineHandle engine, RequestKey request, OpKey key, LeaseId lease, uint32_t first,
                     uint32_t count, TimeNs now);
   // Offers blocks [first, first + count); `suffix` extends the chain as in Lookup, from position
   // `suffix_first`. Blocks already held are dropped; the rest are reserved as pending and an op per rank is submitted,
-  // engine_index counting from 0 at `first`. When nothing is accepted a kRefuseOp event follows.
+  // engine_index counting from 0 at `first`. When nothing is accepted, or on an error, a kRefuseOp event follows (with the
+  // exceptions of Load). Errors are those of Lookup, and InvalidArgument for an empty range or one past the chain.
   absl::StatusOr<PutAnswer> Put(EngineHandle engine, RequestKey request, OpKey key, uint32_t first, uint32_t count,
                                 uint32_t suffix_first, std::span<const BlockHash> suffix, TimeNs now);
   // Ends the request's lease (0 = whatever it has). Unknown ids are ignored.

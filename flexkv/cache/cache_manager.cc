@@ -1,0 +1,292 @@
+// The public face of the manager: checks who is calling, keeps time, and leaves the work to its
+// parts. Engines and namespaces are kept here too.
+#include "flexkv/cache/cache_manager.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "flexkv/cache/manager_state.h"
+
+namespace flexkv {
+namespace {
+
+absl::Status UnknownEngine() { return absl::InvalidArgumentError("unknown engine"); }
+
+}  // namespace
+
+CacheManager::Impl::Impl(Options o, SegmentStore* s, TransferEngine* t)
+    : options(o),
+      segments(s),
+      transfers(t),
+      budget_bytes(o.num_cpu_blocks > 0 ? 0 : o.cpu_cache_bytes) {}
+
+void CacheManager::Impl::Count(Namespace* ns, uint64_t CacheCounters::*field, uint64_t amount) {
+  total.*field += amount;
+  if (ns != nullptr) ns->counters.*field += amount;
+}
+
+// --- engines and namespaces
+// -----------------------------------------------------------------------
+
+Engine* CacheManager::Impl::FindEngine(EngineHandle handle) {
+  auto it = engines.find(handle);
+  return it == engines.end() ? nullptr : it->second.get();
+}
+
+Namespace* CacheManager::Impl::NamespaceById(NamespaceId id) {
+  auto it = namespace_by_id.find(id);
+  return it == namespace_by_id.end() ? nullptr : it->second;
+}
+
+void CacheManager::Impl::SetEpoch(Namespace* ns, NamespaceId id) {
+  namespace_by_id.erase(ns->id);
+  ns->id = id;
+  namespace_by_id.emplace(id, ns);
+  ns->size_class->store->AddNamespace(id);
+}
+
+absl::Status CacheManager::Impl::CheckSpec(const EngineSpec& spec) {
+  constexpr size_t kMaxRanks = 256;
+  if (spec.shard_bytes.empty() || spec.shard_bytes.size() > kMaxRanks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("world size ", spec.shard_bytes.size(), " is not in 1..256"));
+  }
+  if (std::count(spec.shard_bytes.begin(), spec.shard_bytes.end(), 0u) > 0) {
+    return absl::InvalidArgumentError("a rank's block has no bytes");
+  }
+  if (spec.tokens_per_block == 0) return absl::InvalidArgumentError("tokens_per_block is 0");
+  if (engines.size() >= options.max_engines)
+    return absl::ResourceExhaustedError("too many engines");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ClassState*> CacheManager::Impl::ClassFor(const EngineSpec& spec) {
+  for (const auto& c : classes) {
+    if (c->store->shard_bytes() == spec.shard_bytes) return c.get();
+  }
+  if (budget_bytes == 0) {
+    std::optional<uint64_t> bytes =
+        BudgetForBlocks(spec.shard_bytes, options.segment_bytes, options.num_cpu_blocks);
+    if (!bytes.has_value())
+      return absl::InvalidArgumentError("num_cpu_blocks of this layout is no amount of memory");
+    budget_bytes = *bytes;
+  }
+  std::optional<GroupGeometry> geometry =
+      PlanGeometry(spec.shard_bytes, options.segment_bytes, budget_bytes);
+  if (!geometry.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("one block is larger than the cache of ", budget_bytes, " bytes"));
+  }
+  auto made = std::make_unique<ClassState>();
+  made->store = std::make_unique<SizeClass>(spec.shard_bytes, *std::move(geometry),
+                                            options.make_policy(), segments);
+  classes.push_back(std::move(made));
+  return classes.back().get();
+}
+
+Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* size_class) {
+  for (const auto& ns : namespaces) {
+    if (ns->size_class == size_class && ns->tokens_per_block == spec.tokens_per_block &&
+        ns->key == spec.namespace_key) {
+      return ns.get();
+    }
+  }
+  auto made = std::make_unique<Namespace>();
+  made->key = spec.namespace_key;
+  made->label = spec.namespace_label;
+  made->tokens_per_block = spec.tokens_per_block;
+  made->size_class = size_class;
+  SetEpoch(made.get(), next_namespace++);
+  namespaces.push_back(std::move(made));
+  return namespaces.back().get();
+}
+
+absl::StatusOr<EngineHandle> CacheManager::Impl::Attach(const EngineSpec& spec, TimeNs at) {
+  Advance(at);
+  if (absl::Status status = CheckSpec(spec); !status.ok()) return status;
+  absl::StatusOr<ClassState*> size_class = ClassFor(spec);
+  if (!size_class.ok()) return size_class.status();
+  auto engine = std::make_unique<Engine>();
+  engine->handle = next_engine++;
+  engine->world_size = static_cast<uint32_t>(spec.shard_bytes.size());
+  engine->size_class = *size_class;
+  engine->ns = NamespaceFor(spec, *size_class);
+  ++engine->size_class->engines;
+  ++engine->ns->engines;
+  const EngineHandle handle = engine->handle;
+  engines.emplace(handle, std::move(engine));
+  return handle;
+}
+
+void CacheManager::Impl::Detach(EngineHandle handle) {
+  Engine* engine = FindEngine(handle);
+  if (engine == nullptr) return;
+  EndAllRequests(engine);
+  for (const auto& [key, tag] : engine->ops) {
+    Op* op = ops.at(tag).get();
+    op->attached = false;
+    if (op->route != Route::kDeviceToCpu) continue;
+    // Nobody shall wait for blocks that will never be ready.
+    for (SlotId slot : op->slots) op->size_class->store->Erase(slot);
+  }
+  std::erase_if(events, [&](const ManagerEvent& event) { return event.engine == handle; });
+  --engine->ns->engines;
+  --engine->size_class->engines;
+  engines.erase(handle);
+}
+
+void CacheManager::Impl::ResetNamespace(Namespace* ns) {
+  for (auto& [handle, engine] : engines) {
+    if (engine->ns != ns) continue;
+    for (auto& [key, request] : engine->requests) EndLease(request.get());
+  }
+  ns->size_class->store->DropNamespace(ns->id);
+  SetEpoch(ns, next_namespace++);
+  ++ns->epoch;
+  Count(ns, &CacheCounters::resets, 1);
+}
+
+// Namespaces and classes that hold nothing and serve nobody.
+void CacheManager::Impl::CollectGarbage() {
+  std::erase_if(namespaces, [&](const std::unique_ptr<Namespace>& ns) {
+    SizeClass& store = *ns->size_class->store;
+    if (ns->engines > 0 || ns->ops > 0 || store.BlocksOf(ns->id) > 0) return false;
+    store.DropNamespace(ns->id);
+    namespace_by_id.erase(ns->id);
+    return true;
+  });
+  std::erase_if(classes, [&](const std::unique_ptr<ClassState>& c) {
+    if (c->engines > 0 || c->store->slots().num_groups() > 0) return false;
+    return std::none_of(namespaces.begin(), namespaces.end(),
+                        [&](const auto& ns) { return ns->size_class == c.get(); });
+  });
+}
+
+// --- public
+// -----------------------------------------------------------------------------------------
+
+CacheManager::CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers)
+    : impl_(std::make_unique<Impl>(options, segments, transfers)) {}
+
+CacheManager::~CacheManager() = default;
+
+absl::StatusOr<EngineHandle> CacheManager::AttachEngine(const EngineSpec& spec, TimeNs now) {
+  return impl_->Attach(spec, now);
+}
+
+void CacheManager::DetachEngine(EngineHandle engine, TimeNs now) {
+  impl_->Advance(now);
+  impl_->Detach(engine);
+}
+
+absl::StatusOr<LookupAnswer> CacheManager::Lookup(EngineHandle engine, RequestKey request,
+                                                  uint32_t first, std::span<const BlockHash> suffix,
+                                                  TimeNs now) {
+  impl_->Advance(now);
+  Engine* found = impl_->FindEngine(engine);
+  if (found == nullptr) return UnknownEngine();
+  return impl_->Lookup(found, request, first, suffix);
+}
+
+absl::Status CacheManager::Load(EngineHandle engine, RequestKey request, OpKey key, LeaseId lease,
+                                uint32_t first, uint32_t count, TimeNs now) {
+  impl_->Advance(now);
+  Engine* found = impl_->FindEngine(engine);
+  if (found == nullptr) return UnknownEngine();
+  if (absl::Status status = impl_->CheckNewOp(found, key); !status.ok()) return status;
+  absl::Status status = impl_->CheckLoad(found, request, lease, first, count);
+  if (status.ok()) status = impl_->Load(found, request, key, first, count);
+  if (!status.ok()) {
+    impl_->Refuse(found, key, Route::kCpuToDevice);
+    impl_->Count(found->ns, &CacheCounters::loads_refused, 1);
+  }
+  return status;
+}
+
+absl::StatusOr<PutAnswer> CacheManager::Put(EngineHandle engine, RequestKey request, OpKey key,
+                                            uint32_t first, uint32_t count, uint32_t suffix_first,
+                                            std::span<const BlockHash> suffix, TimeNs now) {
+  impl_->Advance(now);
+  Engine* found = impl_->FindEngine(engine);
+  if (found == nullptr) return UnknownEngine();
+  if (absl::Status status = impl_->CheckNewOp(found, key); !status.ok()) return status;
+  absl::StatusOr<PutAnswer> answer =
+      impl_->Put(found, request, key, first, count, suffix_first, suffix);
+  if (!answer.ok() || answer->accepted == 0) impl_->Refuse(found, key, Route::kDeviceToCpu);
+  return answer;
+}
+
+void CacheManager::ReleaseLease(EngineHandle engine, RequestKey request, LeaseId lease) {
+  Engine* found = impl_->FindEngine(engine);
+  Request* held = found == nullptr ? nullptr : impl_->FindRequest(found, request);
+  if (held == nullptr || (lease != 0 && held->lease.id != lease)) return;
+  impl_->EndLease(held);
+}
+
+void CacheManager::EndRequest(EngineHandle engine, RequestKey request) {
+  if (Engine* found = impl_->FindEngine(engine); found != nullptr)
+    impl_->EndRequest(found, request);
+}
+
+absl::Status CacheManager::Reset(EngineHandle engine, TimeNs now) {
+  impl_->Advance(now);
+  Engine* found = impl_->FindEngine(engine);
+  if (found == nullptr) return UnknownEngine();
+  impl_->ResetNamespace(found->ns);
+  return absl::OkStatus();
+}
+
+uint32_t CacheManager::ResetByLabel(const std::string& label, TimeNs now) {
+  impl_->Advance(now);
+  uint32_t count = 0;
+  for (const auto& ns : impl_->namespaces) {
+    if (!label.empty() && ns->label != label) continue;
+    impl_->ResetNamespace(ns.get());
+    ++count;
+  }
+  return count;
+}
+
+void CacheManager::RecordGet(EngineHandle engine, const GetRecord& record) {
+  Engine* found = impl_->FindEngine(engine);
+  if (found == nullptr) return;
+  impl_->Count(found->ns, &CacheCounters::gets, 1);
+  impl_->Count(found->ns, &CacheCounters::prompt_tokens, record.prompt_tokens);
+  impl_->Count(found->ns, &CacheCounters::engine_matched_tokens, record.engine_matched_tokens);
+  impl_->Count(found->ns, &CacheCounters::offered_tokens, record.offered_tokens);
+  impl_->Count(found->ns, &CacheCounters::taken_tokens, record.taken_tokens);
+  impl_->Count(found->ns, &CacheCounters::loaded_tokens, record.loaded_tokens);
+  impl_->Count(found->ns, &CacheCounters::failed_tokens, record.failed_tokens);
+}
+
+void CacheManager::Tick(TimeNs now) {
+  impl_->Advance(now);
+  impl_->TakeCompletions();
+  impl_->ExpireLeases();
+  for (const auto& c : impl_->classes) impl_->EvictAhead(c.get());
+  impl_->BalanceClasses();
+  impl_->Housekeeping();
+}
+
+void CacheManager::TakeEvents(std::vector<ManagerEvent>* events) {
+  events->clear();
+  events->swap(impl_->events);
+}
+
+bool CacheManager::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
+                              std::vector<SegmentId>* segments) const {
+  Engine* found = impl_->FindEngine(engine);
+  if (found == nullptr || rank >= found->world_size) return false;
+  const SizeClass& store = *found->size_class->store;
+  if (*seen == store.version()) return false;
+  *seen = store.version();
+  store.SegmentsOf(rank, segments);
+  return true;
+}
+
+ManagerStatus CacheManager::status() const { return impl_->Status(); }
+
+absl::Status CacheManager::CheckInvariants() const { return impl_->CheckInvariants(); }
+
+}  // namespace flexkv

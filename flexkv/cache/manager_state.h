@@ -1,0 +1,199 @@
+// What the cache manager keeps, and its parts by topic. Private to flexkv/cache.
+//
+//   cache_manager.cc   the public face; engines and namespaces
+//   requests.cc        chains, lookups, leases
+//   ops.cc             loads and puts from launch to end
+//   room.cc            slots for puts, memory between size classes, ticks
+//   manager_status.cc  status and invariants
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "flexkv/cache/cache_manager.h"
+#include "flexkv/cache/size_class.h"
+
+namespace flexkv {
+
+struct Engine;
+
+struct ClassState {
+  std::unique_ptr<SizeClass> store;
+  uint32_t engines = 0;
+  TimeNs waiting_until = 0;    // was short of room; others leave it a group until then
+  TimeNs no_memory_until = 0;  // the SegmentStore had nothing; not asked again before
+};
+
+struct Namespace {
+  std::string key;
+  std::string label;
+  NamespaceId id = 0;  // of the present epoch
+  uint32_t epoch = 1;
+  uint32_t engines = 0;
+  uint32_t ops = 0;  // in flight, of any epoch
+  uint32_t tokens_per_block = 0;
+  ClassState* size_class = nullptr;
+  CacheCounters counters;
+};
+
+struct Lease {
+  LeaseId id = 0;  // 0 = none
+  uint32_t blocks = 0;
+  SlotId last;         // the pinned block
+  NamespaceId ns = 0;  // for Unpin
+  uint32_t loads = 0;  // running under it; with any the lease has no deadline
+  TimeNs deadline = 0;
+};
+
+struct Request {
+  RequestKey key = 0;
+  Engine* engine = nullptr;
+  std::vector<BlockHash> chain;
+  Lease lease;
+  Request* older = nullptr;  // list of leases with a deadline, by deadline
+  Request* newer = nullptr;
+  bool listed = false;
+};
+
+struct Engine {
+  EngineHandle handle = 0;
+  uint32_t world_size = 0;
+  Namespace* ns = nullptr;
+  ClassState* size_class = nullptr;
+  uint64_t chain_blocks = 0;  // sum of all chains
+  absl::flat_hash_map<RequestKey, std::unique_ptr<Request>> requests;
+  absl::flat_hash_map<OpKey, uint64_t> ops;  // in flight: key -> tag
+};
+
+// A load or put in flight: one graph with one transfer op per rank. Holds one reference on each
+// slot.
+struct Op {
+  OpKey key = 0;
+  EngineHandle engine = 0;
+  bool attached = true;  // false: the engine is gone, nothing of the op becomes ready
+  Route route = Route::kDeviceToCpu;
+  Namespace* ns = nullptr;
+  NamespaceId ns_id = 0;  // the epoch it was launched in
+  ClassState* size_class = nullptr;
+  uint32_t ranks_left = 0;
+  std::vector<SlotId> slots;
+  std::vector<bool> failed;
+  SlotId pinned;           // loads: keeps the prefix until all ranks are done
+  NamespaceId pin_ns = 0;  // loads: for Unpin
+  RequestKey request = 0;  // loads: whose lease ends with the op
+  LeaseId lease = 0;
+};
+
+struct CacheManager::Impl {
+  static constexpr uint32_t kDrainSlotsPerCall = 1024;
+  static constexpr uint64_t kEvictAheadPerTick = 1024;
+  static constexpr TimeNs kHousekeepingNs = 100 * kNsPerMs;
+  static constexpr TimeNs kWaitingNs = 10 * kNsPerSecond;
+  static constexpr TimeNs kNoMemoryNs = kNsPerSecond;
+  static constexpr size_t kSpareRequests = 256;
+  static constexpr size_t kSpareChainBlocks = 4096;
+
+  Impl(Options o, SegmentStore* s, TransferEngine* t);
+
+  // --- cache_manager.cc
+  Engine* FindEngine(EngineHandle handle);
+  absl::Status CheckSpec(const EngineSpec& spec);
+  absl::StatusOr<ClassState*> ClassFor(const EngineSpec& spec);
+  Namespace* NamespaceFor(const EngineSpec& spec, ClassState* size_class);
+  absl::StatusOr<EngineHandle> Attach(const EngineSpec& spec, TimeNs at);
+  void Detach(EngineHandle handle);
+  void ResetNamespace(Namespace* ns);
+  void Advance(TimeNs at) { now = at > now ? at : now; }
+  void Count(Namespace* ns, uint64_t CacheCounters::*field, uint64_t amount);
+  Namespace* NamespaceById(NamespaceId id);
+  void SetEpoch(Namespace* ns, NamespaceId id);
+  void CollectGarbage();
+
+  // --- requests.cc
+  Request* FindRequest(Engine* engine, RequestKey key);
+  absl::StatusOr<Request*> RequestFor(Engine* engine, RequestKey key, uint32_t first);
+  absl::Status Extend(Request* request, uint32_t first, std::span<const BlockHash> suffix);
+  absl::StatusOr<Request*> ExtendOrCreate(Engine* engine, RequestKey key, uint32_t first,
+                                          std::span<const BlockHash> suffix);
+  absl::StatusOr<LookupAnswer> Lookup(Engine* engine, RequestKey key, uint32_t first,
+                                      std::span<const BlockHash> suffix);
+  void EndLease(Request* request);
+  void EndRequest(Engine* engine, RequestKey key);
+  void EndAllRequests(Engine* engine);
+  void Retire(std::unique_ptr<Request> request);
+  void Enlist(Request* request);
+  void Unlist(Request* request);
+  void ExpireLeases();
+
+  // --- ops.cc
+  absl::Status CheckNewOp(Engine* engine, OpKey key);
+  void Refuse(Engine* engine, OpKey key, Route route);
+  absl::Status Launch(Engine* engine, std::unique_ptr<Op> op, uint32_t first_engine_index);
+  absl::Status CheckLoad(Engine* engine, RequestKey request, LeaseId lease, uint32_t first,
+                         uint32_t count);
+  absl::Status Load(Engine* engine, RequestKey request, OpKey key, uint32_t first, uint32_t count);
+  void TrimLease(Request* request, SlotId last, uint32_t blocks);
+  absl::StatusOr<PutAnswer> Put(Engine* engine, RequestKey request, OpKey key, uint32_t first,
+                                uint32_t count, uint32_t suffix_first,
+                                std::span<const BlockHash> suffix);
+  PutPlan PlanPutOf(Engine* engine, std::span<const BlockHash> chain, uint32_t first,
+                    uint32_t count);
+  uint32_t LaunchPut(Engine* engine, OpKey key, std::span<const BlockHash> chain, uint32_t first,
+                     const PutPlan& plan);
+  void TakeCompletions();
+  void FinishOp(uint64_t tag);
+  uint32_t FinishPut(Op* op);
+  uint32_t FinishLoad(Op* op);
+
+  // --- room.cc
+  std::vector<ClassShare> Shares() const;
+  size_t IndexOf(const ClassState* size_class) const;
+  uint32_t AddableGroups(ClassState* size_class) const;
+  bool Grow(ClassState* size_class);
+  bool Evict(ClassState* size_class);
+  bool Reclaim(ClassState* needy);
+  void AllocateSlots(ClassState* size_class, const PutPlan& plan, std::vector<SlotId>* slots);
+  void EvictAhead(ClassState* size_class);
+  void BalanceClasses();
+  void Housekeeping();
+
+  // --- manager_status.cc
+  ManagerStatus Status() const;
+  absl::Status CheckInvariants() const;
+  absl::Status CheckRequests() const;
+  absl::Status CheckPins() const;
+  absl::Status CheckOps() const;
+
+  const Options options;
+  SegmentStore* const segments;
+  TransferEngine* const transfers;
+  uint64_t budget_bytes = 0;
+  TimeNs now = 0;
+  TimeNs next_housekeeping = 0;
+
+  std::vector<std::unique_ptr<ClassState>> classes;
+  std::vector<std::unique_ptr<Namespace>> namespaces;
+  absl::flat_hash_map<NamespaceId, Namespace*> namespace_by_id;  // present epochs
+  absl::flat_hash_map<EngineHandle, std::unique_ptr<Engine>> engines;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Op>> ops;  // by graph tag
+  std::vector<std::unique_ptr<Request>> spare_requests;    // so that a lookup allocates nothing
+  Request* oldest_lease = nullptr;
+  Request* newest_lease = nullptr;
+  uint32_t leases = 0;
+  uint32_t requests = 0;
+
+  EngineHandle next_engine = 1;
+  NamespaceId next_namespace = 1;
+  LeaseId next_lease = 1;
+  uint64_t next_tag = 1;
+  CacheCounters total;
+  std::vector<ManagerEvent> events;
+};
+
+}  // namespace flexkv

@@ -1,0 +1,266 @@
+// Loads and puts from launch to end.
+//
+// One op is one graph with a transfer op per rank. It holds one reference on each of its slots
+// until every rank has reported, so bytes under a copy are never handed out again, whatever happens
+// to the index meanwhile: a slot that the tree no longer holds when the op ends (reset, erased
+// parent, detached engine) is simply freed.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "flexkv/base/fault.h"
+#include "flexkv/cache/manager_state.h"
+
+namespace flexkv {
+namespace {
+
+OpStatus StatusOf(uint32_t ok, size_t all) {
+  if (ok == all) return OpStatus::kOk;
+  return ok == 0 ? OpStatus::kFailed : OpStatus::kPartial;
+}
+
+}  // namespace
+
+absl::Status CacheManager::Impl::CheckNewOp(Engine* engine, OpKey key) {
+  if (key == 0) return absl::InvalidArgumentError("op key 0");
+  if (engine->ops.contains(key)) return absl::InvalidArgumentError("op key in use");
+  return absl::OkStatus();
+}
+
+void CacheManager::Impl::Refuse(Engine* engine, OpKey key, Route route) {
+  events.push_back(ManagerEvent{.kind = ManagerEvent::Kind::kRefuseOp,
+                                .engine = engine->handle,
+                                .key = key,
+                                .route = route,
+                                .status = OpStatus::kFailed});
+}
+
+// Takes the op's references and submits its graph. On failure nothing is changed.
+absl::Status CacheManager::Impl::Launch(Engine* engine, std::unique_ptr<Op> op,
+                                        uint32_t first_engine_index) {
+  SizeClass& store = *engine->size_class->store;
+  TransferGraph graph;
+  graph.tag = next_tag;
+  graph.ops.resize(engine->world_size);
+  for (uint32_t rank = 0; rank < engine->world_size; ++rank) {
+    TransferOp& part = graph.ops[rank];
+    part.route = op->route;
+    part.engine = engine->handle;
+    part.rank = rank;
+    part.key = op->key;
+    part.blocks.reserve(op->slots.size());
+    for (uint32_t i = 0; i < op->slots.size(); ++i) {
+      part.blocks.push_back(store.PlaceOf(op->slots[i], rank, first_engine_index + i));
+    }
+  }
+  absl::StatusOr<GraphId> submitted = transfers->SubmitTransferGraph(std::move(graph));
+  if (!submitted.ok()) return submitted.status();
+  for (SlotId slot : op->slots) store.slots().Ref(slot);
+  op->engine = engine->handle;
+  op->ns = engine->ns;
+  op->ns_id = engine->ns->id;
+  op->size_class = engine->size_class;
+  op->ranks_left = engine->world_size;
+  op->failed.assign(op->slots.size(), false);
+  ++engine->ns->ops;
+  engine->ops.emplace(op->key, next_tag);
+  ops.emplace(next_tag++, std::move(op));
+  return absl::OkStatus();
+}
+
+// --- load
+// -----------------------------------------------------------------------------------------
+
+absl::Status CacheManager::Impl::CheckLoad(Engine* engine, RequestKey request_key, LeaseId lease,
+                                           uint32_t first, uint32_t count) {
+  const Request* request = FindRequest(engine, request_key);
+  if (request == nullptr || lease == 0 || request->lease.id != lease) {
+    return absl::NotFoundError("the lease is over, or not this request's");
+  }
+  if (!RangeInLease(first, count, request->lease.blocks)) {
+    return absl::InvalidArgumentError(absl::StrCat("load of [", first, ", +", count,
+                                                   ") outside a lease of ", request->lease.blocks,
+                                                   " blocks"));
+  }
+  if (engine->ops.size() >= options.max_ops_per_engine)
+    return absl::ResourceExhaustedError("too many ops in flight");
+  if (FaultFires("manager.refuse_load")) return absl::ResourceExhaustedError("told to refuse");
+  return absl::OkStatus();
+}
+
+absl::Status CacheManager::Impl::Load(Engine* engine, RequestKey request_key, OpKey key,
+                                      uint32_t first, uint32_t count) {
+  Request* request = FindRequest(engine, request_key);
+  RadixTree& tree = engine->size_class->store->tree();
+  const uint32_t end = first + count;
+  const SlotId last = tree.Ancestor(request->lease.last, request->lease.blocks - end);
+  if (!last.valid()) return absl::InternalError("lease without its path");
+  auto op = std::make_unique<Op>();
+  op->key = key;
+  op->route = Route::kCpuToDevice;
+  op->request = request_key;
+  op->lease = request->lease.id;
+  op->pinned = last;
+  tree.PathSlots(last, count, &op->slots);
+  op->pin_ns = tree.Pin(last);
+  const NamespaceId pin_ns = op->pin_ns;
+  if (absl::Status status = Launch(engine, std::move(op), 0); !status.ok()) {
+    tree.Unpin(pin_ns, last);
+    return status;
+  }
+  TrimLease(request, last, end);
+  ++request->lease.loads;
+  Unlist(request);
+  Count(engine->ns, &CacheCounters::loads, 1);
+  Count(engine->ns, &CacheCounters::load_blocks, count);
+  return absl::OkStatus();
+}
+
+void CacheManager::Impl::TrimLease(Request* request, SlotId last, uint32_t blocks) {
+  Lease& lease = request->lease;
+  if (lease.blocks == blocks) return;
+  RadixTree& tree = request->engine->size_class->store->tree();
+  const NamespaceId ns = tree.Pin(last);
+  tree.Unpin(lease.ns, lease.last);
+  lease.ns = ns;
+  lease.last = last;
+  lease.blocks = blocks;
+}
+
+// --- put
+// ------------------------------------------------------------------------------------------
+
+PutPlan CacheManager::Impl::PlanPutOf(Engine* engine, std::span<const BlockHash> chain,
+                                      uint32_t first, uint32_t count) {
+  ClassState* size_class = engine->size_class;
+  PutOffer offer{.first = first, .count = count};
+  offer.present = size_class->store->tree().PresentLength(engine->ns->id, chain);
+  PutRoom room;
+  room.free_slots = size_class->store->slots().free_slots();
+  room.slots_per_group = size_class->store->geometry().slots_per_group;
+  // The budget is looked at only when free slots do not suffice: most puts need no new group.
+  if (room.free_slots < count) room.addable_groups = AddableGroups(size_class);
+  room.busy = engine->ops.size() >= options.max_ops_per_engine || FaultFires("manager.refuse_put");
+  return PlanPut(offer, room);
+}
+
+// Returns how many blocks are being copied now.
+uint32_t CacheManager::Impl::LaunchPut(Engine* engine, OpKey key, std::span<const BlockHash> chain,
+                                       uint32_t first, const PutPlan& plan) {
+  SizeClass& store = *engine->size_class->store;
+  // The parent may be the next leaf to give way: hold it while room is made. A parent that is still
+  // pending cannot be evicted, and neither can the ready blocks before it.
+  const PrefixMatch parent = store.tree().Match(engine->ns->id, chain.first(plan.start));
+  NamespaceId pin = 0;
+  if (parent.num_blocks > 0) pin = store.tree().Pin(parent.last);
+  auto op = std::make_unique<Op>();
+  op->key = key;
+  op->route = Route::kDeviceToCpu;
+  AllocateSlots(engine->size_class, plan, &op->slots);
+  if (parent.num_blocks > 0) store.tree().Unpin(pin, parent.last);
+  const std::vector<SlotId> slots = op->slots;
+  if (slots.empty()) return 0;
+  const auto path = chain.first(plan.start + slots.size());
+  if (!store.Insert(engine->ns->id, path, plan.start, slots).ok()) {
+    for (SlotId slot : slots) store.slots().Unref(slot);
+    return 0;
+  }
+  if (!Launch(engine, std::move(op), plan.start - first).ok()) {
+    store.Erase(slots.front());  // the rest hangs below it
+    return 0;
+  }
+  return static_cast<uint32_t>(slots.size());
+}
+
+absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey request_key, OpKey key,
+                                                  uint32_t first, uint32_t count,
+                                                  uint32_t suffix_first,
+                                                  std::span<const BlockHash> suffix) {
+  absl::StatusOr<Request*> request = ExtendOrCreate(engine, request_key, suffix_first, suffix);
+  if (!request.ok()) return request.status();
+  const std::vector<BlockHash>& known = (*request)->chain;
+  if (count == 0 || uint64_t{first} + count > known.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("put of [", first, ", +", count,
+                                                   ") with a chain of ", known.size(), " blocks"));
+  }
+  const std::span<const BlockHash> chain = std::span(known).first(size_t{first} + count);
+  const PutPlan plan = PlanPutOf(engine, chain, first, count);
+  PutAnswer answer{.held = plan.held};
+  if (plan.verdict == PutVerdict::kCopy)
+    answer.accepted = LaunchPut(engine, key, chain, first, plan);
+  answer.refused = count - answer.held - answer.accepted;
+  Count(engine->ns, &CacheCounters::puts, 1);
+  Count(engine->ns, &CacheCounters::put_blocks_offered, count);
+  Count(engine->ns, &CacheCounters::put_blocks_held, answer.held);
+  Count(engine->ns, &CacheCounters::put_blocks_accepted, answer.accepted);
+  Count(engine->ns, &CacheCounters::put_blocks_refused, answer.refused);
+  return answer;
+}
+
+// --- end of ops
+// -----------------------------------------------------------------------------------
+
+void CacheManager::Impl::TakeCompletions() {
+  TransferEngine::Completed completed = transfers->GetCompletedGraphsAndOps(0);
+  for (const CompletedOp& done : completed.ops) {
+    auto it = ops.find(done.tag);
+    if (it == ops.end() || it->second->ranks_left == 0) continue;
+    Op* op = it->second.get();
+    for (uint32_t position : done.result.failed) {
+      if (position < op->failed.size()) op->failed[position] = true;
+    }
+    if (--op->ranks_left == 0) FinishOp(done.tag);
+  }
+}
+
+// Blocks that every rank delivered become ready; the others leave the tree with what hangs below
+// them.
+uint32_t CacheManager::Impl::FinishPut(Op* op) {
+  SizeClass& store = *op->size_class->store;
+  uint32_t ok = 0;
+  for (size_t i = 0; i < op->slots.size(); ++i) {
+    if (op->failed[i]) store.Erase(op->slots[i]);
+  }
+  for (size_t i = 0; i < op->slots.size(); ++i) {
+    if (op->attached && !op->failed[i] && store.tree().Commit(op->slots[i])) ++ok;
+  }
+  Count(op->ns, &CacheCounters::put_blocks_ready, ok);
+  Count(op->ns, &CacheCounters::put_blocks_failed, op->slots.size() - ok);
+  Count(op->ns, &CacheCounters::store_bytes, ok * store.block_bytes());
+  return ok;
+}
+
+uint32_t CacheManager::Impl::FinishLoad(Op* op) {
+  SizeClass& store = *op->size_class->store;
+  store.tree().Unpin(op->pin_ns, op->pinned);
+  const auto failed = static_cast<uint32_t>(std::count(op->failed.begin(), op->failed.end(), true));
+  const auto ok = static_cast<uint32_t>(op->slots.size()) - failed;
+  Count(op->ns, &CacheCounters::load_blocks_failed, failed);
+  Count(op->ns, &CacheCounters::load_bytes, ok * store.block_bytes());
+  Engine* engine = op->attached ? FindEngine(op->engine) : nullptr;
+  Request* request = engine != nullptr ? FindRequest(engine, op->request) : nullptr;
+  if (request != nullptr && request->lease.id == op->lease && --request->lease.loads == 0)
+    EndLease(request);
+  return ok;
+}
+
+void CacheManager::Impl::FinishOp(uint64_t tag) {
+  auto it = ops.find(tag);
+  const std::unique_ptr<Op> op = std::move(it->second);
+  ops.erase(it);
+  const uint32_t ok = op->route == Route::kDeviceToCpu ? FinishPut(op.get()) : FinishLoad(op.get());
+  for (SlotId slot : op->slots) op->size_class->store->slots().Unref(slot);
+  --op->ns->ops;
+  if (!op->attached) return;
+  Engine* engine = FindEngine(op->engine);
+  engine->ops.erase(op->key);
+  events.push_back(ManagerEvent{.kind = ManagerEvent::Kind::kOpDone,
+                                .engine = op->engine,
+                                .key = op->key,
+                                .route = op->route,
+                                .status = StatusOf(ok, op->slots.size()),
+                                .ok_blocks = ok,
+                                .failed_blocks = static_cast<uint32_t>(op->slots.size()) - ok});
+}
+
+}  // namespace flexkv

@@ -1,0 +1,119 @@
+// Everything that engines with the same shard sizes share: slots, segment groups, one radix tree,
+// one eviction order. It keeps blocks and memory consistent with each other; when to grow, evict or
+// give back is decided above it. Thread: the control thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "flexkv/base/clock.h"
+#include "flexkv/base/ids.h"
+#include "flexkv/cache/planner.h"
+#include "flexkv/index/radix_tree.h"
+#include "flexkv/storage/segment_store.h"
+#include "flexkv/storage/slot_table.h"
+#include "flexkv/transfer/transfer_op.h"
+
+namespace flexkv {
+
+class SizeClass {
+ public:
+  // `segments` outlives the class. Its segments are destroyed with it.
+  SizeClass(std::vector<uint64_t> shard_bytes, GroupGeometry geometry,
+            std::unique_ptr<EvictionPolicy> policy, SegmentStore* segments);
+  ~SizeClass();
+  SizeClass(const SizeClass&) = delete;
+  SizeClass& operator=(const SizeClass&) = delete;
+
+  const std::vector<uint64_t>& shard_bytes() const { return shard_bytes_; }
+  const GroupGeometry& geometry() const { return geometry_; }
+  RadixTree& tree() { return *tree_; }
+  const RadixTree& tree() const { return *tree_; }
+  SlotTable& slots() { return slots_; }
+  const SlotTable& slots() const { return slots_; }
+  uint64_t block_bytes() const { return block_bytes_; }
+  uint64_t bytes_held() const { return uint64_t{slots_.num_groups()} * geometry_.group_bytes; }
+
+  // --- groups
+  // --------------------------------------------------------------------------------------- One
+  // more group, all ranks' segments or none. ResourceExhausted: no memory, or max_groups.
+  absl::Status AddGroup();
+  // Begins to empty the group with the fewest used slots, or goes on with those begun; one more is
+  // begun when leases or copies hold up all of them, up to kMaxDrains. False when there is nothing
+  // to empty.
+  static constexpr size_t kMaxDrains = 4;
+  bool StartDraining();
+  // Uses half-emptied groups again.
+  void StopDraining();
+  // Erases idle blocks of the draining groups, looking at no more than `budget` slots of each;
+  // gives a group's memory back when it is empty. True when that happened. Slots leased or under a
+  // copy wait for a later call.
+  bool ContinueDraining(uint32_t budget);
+  // Gives back one group that stayed empty since before `cutoff`, keeping `keep` empty ones. True
+  // when it did. Also notes which groups are empty at `now`.
+  bool GiveBackEmpty(TimeNs now, TimeNs cutoff, uint32_t keep);
+
+  // Where the block's shard lies on this rank. REQUIRES: the slot's group is present.
+  ArenaPlace PlaceOf(SlotId slot, uint32_t rank, uint32_t engine_index) const;
+  // Segments of one rank, ascending; `version` changes whenever the set does.
+  void SegmentsOf(uint32_t rank, std::vector<SegmentId>* segments) const;
+  uint64_t version() const { return version_; }
+
+  // --- blocks
+  // --------------------------------------------------------------------------------------- Adds
+  // pending blocks (slots already allocated, one reference each for residency).
+  absl::Status Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
+                      std::span<const SlotId> slots);
+  // Drops a block and its subtree. Ignores slots the tree does not hold. Returns how many left the
+  // tree.
+  uint32_t Erase(SlotId slot);
+  // Evicts one leaf; false when none gives way. `*ns` tells whose block it was.
+  bool EvictOne(NamespaceId* ns);
+  void AddNamespace(NamespaceId ns);
+  void DropNamespace(NamespaceId ns);
+  uint64_t BlocksOf(NamespaceId ns) const;
+  // What eviction took while draining, since the last call (for the counters).
+  std::vector<NamespaceId> TakeDrained();
+
+  // Expected references: residency here plus `op_refs` (by slot index).
+  absl::Status CheckInvariants(const std::vector<uint32_t>& op_refs) const;
+
+ private:
+  static constexpr uint32_t kNoGroup = UINT32_MAX;
+  struct Group {
+    std::vector<SegmentId> segments;  // one per rank; empty = position unused
+    TimeNs empty_since = 0;           // 0 = not seen empty
+  };
+
+  struct Drain {
+    uint32_t group = 0;
+    uint32_t cursor = 0;
+    bool held_up = false;  // looked at all its slots and some are still in use
+  };
+
+  bool IsDraining(uint32_t group) const;
+  void ContinueDrain(Drain* drain, uint32_t budget);
+  void Forget(std::span<const SlotId> freed);
+  void DestroyGroup(uint32_t position);
+
+  const std::vector<uint64_t> shard_bytes_;
+  const GroupGeometry geometry_;
+  uint64_t block_bytes_ = 0;
+  SegmentStore* const segments_;
+  SlotTable slots_;
+  std::unique_ptr<RadixTree> tree_;
+  std::vector<Group> groups_;
+  std::vector<NamespaceId> owner_;  // by slot index; meaningful while the tree holds the slot
+  absl::flat_hash_map<NamespaceId, uint64_t> blocks_of_;
+  std::vector<Drain> drains_;
+  std::vector<NamespaceId> drained_;
+  uint64_t version_ = 1;
+  std::vector<SlotId> freed_;  // scratch
+};
+
+}  // namespace flexkv

@@ -293,16 +293,16 @@ int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_comput
   impl.Drain();
   request->local_computed_tokens = num_computed_tokens;
   if (!impl.ready) return 0;
-  const TimeNs now = impl.clock.Now();
   if (request->lookup == LookupState::kAnswered &&
-      now - request->answered_at > impl.options.answer_lifetime_ms * kNsPerMs) {
+      impl.clock.Now() - request->answered_at > impl.options.answer_lifetime_ms * kNsPerMs) {
     request->lookup = LookupState::kNone;  // its lease may be over
   }
   if (impl.breaker_open) return 0;
   if (request->lookup == LookupState::kNone) impl.PostLookup(request);
   if (request->lookup == LookupState::kPosted) impl.AwaitAnswer(request);
   if (request->lookup == LookupState::kPosted) {
-    if (now - request->lookup_posted_at < impl.options.lookup_timeout_ms * kNsPerMs) return kAskAgain;
+    const TimeNs age = impl.clock.Now() - request->lookup_posted_at;
+    if (age < impl.options.lookup_timeout_ms * kNsPerMs) return kAskAgain;
     request->nothing_external = true;
     ++impl.stats.lookup_timeouts;
     ++impl.stats.breaker_opens;

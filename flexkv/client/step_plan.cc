@@ -37,7 +37,10 @@ class Reader {
     text->resize(size);
     return Read(text->data(), size);
   }
-  void SkipPadding() { at_ = std::min(bytes_.size(), (at_ + kAlign - 1) / kAlign * kAlign); }
+  bool SkipPadding() {
+    at_ = (at_ + kAlign - 1) / kAlign * kAlign;
+    return at_ <= bytes_.size();
+  }
   bool AtEnd() const { return at_ == bytes_.size(); }
 
  private:
@@ -90,17 +93,15 @@ absl::Status ParsePlan(std::span<const std::byte> bytes, ParsedPlan* plan) {
   }
   plan->number = header.number;
   plan->ops.clear();
-  if (!reader.ReadIds(header.num_fences, &plan->fences)) return bad();
-  reader.SkipPadding();
+  if (!reader.ReadIds(header.num_fences, &plan->fences) || !reader.SkipPadding()) return bad();
   for (uint32_t i = 0; i < header.num_ops; ++i) {
     PlanOpView& view = plan->ops.emplace_back();
     if (!reader.Read(&view.op, sizeof(view.op)) ||
         view.op.route >= static_cast<uint32_t>(Route::kNumRoutes) || view.op.key == 0 ||
         !reader.ReadIds(view.op.num_blocks, &view.block_ids) ||
-        !reader.ReadString(view.op.id_bytes, &view.request_id)) {
+        !reader.ReadString(view.op.id_bytes, &view.request_id) || !reader.SkipPadding()) {
       return bad();
     }
-    reader.SkipPadding();
   }
   return reader.AtEnd() ? absl::OkStatus() : bad();
 }

@@ -10,10 +10,18 @@
 //    arrives later is answered as failed). It waits for a running chunk only (bounded by one chunk's copy).
 //  - FenceBlocks(ids): stores that read any of these blocks lose those not yet copied blocks; the running
 //    chunk is waited for. Loads are not affected.
-//  - A daemon half with another boot id than the agent's current one is refused.
+//    A result of the op that nobody took yet is taken back: after Revoke the caller alone reports the load.
+//  - A daemon half with another boot id than the agent's current one is refused. A change of the boot id ends
+//    every op of the old one: loads are reported failed, stores dropped, a running op ends behind its chunk (Busy until
+//    then). While detached (boot id 0) engine halves end at once: loads as failed, stores silently.
+//  - Places are checked against the mapped segment and the engine half before the first byte moves; one that is
+//    wrong, or a block named twice, fails the whole op.
 //  - A daemon half without engine half waits until `orphan_timeout`, then is answered as failed (an engine
-//    half is always submitted first or soon after). Both tables are bounded.
-//  - Loads run before stores. Work is done in chunks of at most `chunk_bytes`.
+//    half is always submitted first or soon after). A store's engine half without daemon half is dropped
+//    after the same time; a load's waits until it is revoked. Both tables are bounded.
+//  - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in chunks of at most
+//    `chunk_bytes`, or of one layer of one block where that alone is more.
+//  - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks, as said above.
 //
 // The same class serves engines on CPU (HostExecutor); the CUDA agent implements the same interface.
 #pragma once

@@ -110,7 +110,11 @@ void RingBell(Bell* bell) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (bell->sleeping.load(std::memory_order_relaxed) == 0) return;
   bell->value.fetch_add(1, std::memory_order_seq_cst);
-  syscall(SYS_futex, &bell->value, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  FutexWake(&bell->value);
+}
+
+void FutexWake(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
 void FutexWait(std::atomic<uint32_t>* word, uint32_t expected, TimeNs timeout_ns) {

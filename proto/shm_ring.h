@@ -78,6 +78,7 @@ void RingBell(Bell* bell);
 template <typename HasWork>
 void SleepOnBell(Bell* bell, TimeNs timeout_ns, HasWork has_work);
 
+void FutexWake(std::atomic<uint32_t>* word);
 void FutexWait(std::atomic<uint32_t>* word, uint32_t expected, TimeNs timeout_ns);
 
 template <typename HasWork>

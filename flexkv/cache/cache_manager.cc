@@ -123,7 +123,11 @@ void CacheManager::Impl::Detach(EngineHandle handle) {
   Engine* engine = FindEngine(handle);
   if (engine == nullptr) return;
   EndAllRequests(engine);
-  for (const auto& [key, tag] : engine->ops) {
+  // In a fixed order: the same calls give the same run, whatever a hash table's order is.
+  std::vector<uint64_t> tags;
+  for (const auto& [key, tag] : engine->ops) tags.push_back(tag);
+  std::sort(tags.begin(), tags.end());
+  for (uint64_t tag : tags) {
     Op* op = ops.at(tag).get();
     op->attached = false;
     if (op->route != Route::kDeviceToCpu) continue;
@@ -138,8 +142,7 @@ void CacheManager::Impl::Detach(EngineHandle handle) {
 
 void CacheManager::Impl::ResetNamespace(Namespace* ns) {
   for (auto& [handle, engine] : engines) {
-    if (engine->ns != ns) continue;
-    for (auto& [key, request] : engine->requests) EndLease(request.get());
+    if (engine->ns == ns) EndLeases(engine.get());
   }
   ns->size_class->store->DropNamespace(ns->id);
   SetEpoch(ns, next_namespace++);

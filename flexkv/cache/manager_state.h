@@ -125,6 +125,7 @@ struct CacheManager::Impl {
                                       std::span<const BlockHash> suffix);
   void EndLease(Request* request);
   void EndRequest(Engine* engine, RequestKey key);
+  void EndLeases(Engine* engine);
   void EndAllRequests(Engine* engine);
   void Retire(std::unique_ptr<Request> request);
   void Enlist(Request* request);

@@ -125,11 +125,20 @@ void CacheManager::Impl::EndRequest(Engine* engine, RequestKey key) {
   Retire(std::move(request));
 }
 
-void CacheManager::Impl::EndAllRequests(Engine* engine) {
+// In a fixed order: the same calls give the same run, whatever a hash table's order is.
+void CacheManager::Impl::EndLeases(Engine* engine) {
+  std::vector<Request*> holders;
   for (auto& [key, request] : engine->requests) {
-    EndLease(request.get());
-    Retire(std::move(request));
+    if (request->lease.id != 0) holders.push_back(request.get());
   }
+  std::sort(holders.begin(), holders.end(),
+            [](const Request* a, const Request* b) { return a->lease.id < b->lease.id; });
+  for (Request* request : holders) EndLease(request);
+}
+
+void CacheManager::Impl::EndAllRequests(Engine* engine) {
+  EndLeases(engine);
+  for (auto& [key, request] : engine->requests) Retire(std::move(request));
   engine->requests.clear();
 }
 

@@ -40,9 +40,9 @@ class HeldExecutor : public Executor {
         ++i;
         continue;
       }
-      const OpStatus status = failed.empty()                             ? OpStatus::kOk
+      const OpStatus status = failed.empty()                           ? OpStatus::kOk
                               : failed.size() == held[i].blocks.size() ? OpStatus::kFailed
-                                                                         : OpStatus::kPartial;
+                                                                       : OpStatus::kPartial;
       done.push_back(OpResult{held[i].id, status, failed});
       held.erase(held.begin() + static_cast<std::ptrdiff_t>(i));
     }
@@ -78,7 +78,8 @@ class CacheManagerTest : public ::testing::Test {
   }
 
   void Start(CacheManagerOptions options) {
-    transfers_ = std::make_unique<TransferEngine>(TransferEngine::Options{}, std::vector<Executor*>{&executor_});
+    transfers_ = std::make_unique<TransferEngine>(TransferEngine::Options{},
+                                                  std::vector<Executor*>{&executor_});
     options.evict_ratio = evict_ratio_;
     manager_ = std::make_unique<CacheManager>(options, &segments_, transfers_.get());
   }
@@ -90,23 +91,26 @@ class CacheManagerTest : public ::testing::Test {
   }
 
   static EngineSpec Spec(const std::string& key, std::vector<uint64_t> shards = {kBlock}) {
-    return EngineSpec{
-        .namespace_key = key, .namespace_label = key, .shard_bytes = std::move(shards), .tokens_per_block = 16};
+    return EngineSpec{.namespace_key = key,
+                      .namespace_label = key,
+                      .shard_bytes = std::move(shards),
+                      .tokens_per_block = 16};
   }
   EngineHandle Attach(const std::string& key, std::vector<uint64_t> shards = {kBlock}) {
     auto handle = manager_->AttachEngine(Spec(key, std::move(shards)), now_);
     EXPECT_TRUE(handle.ok()) << handle.status();
     return handle.value_or(0);
   }
-  LookupAnswer Lookup(EngineHandle engine, RequestKey request, const std::vector<BlockHash>& chain) {
+  LookupAnswer Lookup(EngineHandle engine, RequestKey request,
+                      const std::vector<BlockHash>& chain) {
     auto answer = manager_->Lookup(engine, request, 0, chain, now_);
     EXPECT_TRUE(answer.ok()) << answer.status();
     return answer.value_or(LookupAnswer{});
   }
-  PutAnswer Put(EngineHandle engine, RequestKey request, OpKey key, const std::vector<BlockHash>& chain,
-                uint32_t first = 0) {
-    auto answer = manager_->Put(engine, request, key, first, static_cast<uint32_t>(chain.size()) - first, 0, chain,
-                                now_);
+  PutAnswer Put(EngineHandle engine, RequestKey request, OpKey key,
+                const std::vector<BlockHash>& chain, uint32_t first = 0) {
+    auto answer = manager_->Put(engine, request, key, first,
+                                static_cast<uint32_t>(chain.size()) - first, 0, chain, now_);
     EXPECT_TRUE(answer.ok()) << answer.status();
     return answer.value_or(PutAnswer{});
   }
@@ -145,7 +149,8 @@ class CacheManagerTest : public ::testing::Test {
   std::unique_ptr<CacheManager> manager_;
 };
 
-// --- the plain path ---------------------------------------------------------------------------------
+// --- the plain path
+// ---------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, WhatIsPutIsFoundOnceEveryRankCopiedIt) {
   Start({});
@@ -218,7 +223,8 @@ TEST_F(CacheManagerTest, OnlyNewBlocksAreCopied) {
   EXPECT_EQ(answer.accepted, 5u);
   ASSERT_NE(executor_.Find(10), nullptr);
   EXPECT_EQ(executor_.Find(10)->blocks[0].engine_index, 2u);
-  // Blocks on their way count as held, and the op is refused at its agents since nothing is left of it.
+  // Blocks on their way count as held, and the op is refused at its agents since nothing is left of
+  // it.
   const PutAnswer again = Put(engine, 2, 11, chain);
   EXPECT_EQ(again.held, 8u);
   const auto events = Events();
@@ -266,7 +272,8 @@ TEST_F(CacheManagerTest, FailedBlocksVanishWithWhatHangsBelow) {
   EXPECT_EQ(manager_->status().used_slots, 3u);
 }
 
-// --- room -----------------------------------------------------------------------------------------
+// --- room
+// -----------------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, FullMeansTheOldestGivesWay) {
   StartBlocks(8);
@@ -354,7 +361,8 @@ TEST_F(CacheManagerTest, BudgetInBlocks) {
   EXPECT_LE(manager_->status().slots, 32u);
 }
 
-// --- memory between size classes ----------------------------------------------------------------------
+// --- memory between size classes
+// ----------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, TwoLayoutsTakeTurnsAtFillingTheArena) {
   CacheManagerOptions options;
@@ -437,7 +445,8 @@ TEST_F(CacheManagerTest, SegmentsAreToldWhenTheyChange) {
   EXPECT_FALSE(manager_->SegmentsOf(engine + 1, 0, &seen, &segments));
 }
 
-// --- leases ---------------------------------------------------------------------------------------
+// --- leases
+// ---------------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, LeasesExpireUnlessALoadRuns) {
   StartBlocks(16);
@@ -450,7 +459,8 @@ TEST_F(CacheManagerTest, LeasesExpireUnlessALoadRuns) {
   manager_->Tick(now_);
   EXPECT_EQ(manager_->status().leases, 1u);
   EXPECT_EQ(manager_->status().counters.leases_expired, 1u);
-  EXPECT_EQ(manager_->Load(engine, 1, 11, idle.lease, 0, 4, now_).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(manager_->Load(engine, 1, 11, idle.lease, 0, 4, now_).code(),
+            absl::StatusCode::kNotFound);
   EXPECT_EQ(Events().at(0).key, 11u);
   executor_.End(10);
   manager_->Tick(now_);
@@ -480,12 +490,14 @@ TEST_F(CacheManagerTest, ALoadTrimsItsLease) {
   PutDone(engine, 1, 8);
   const LookupAnswer lease = Lookup(engine, 1, Chain(1, 8));
   ASSERT_TRUE(manager_->Load(engine, 1, 10, lease.lease, 0, 3, now_).ok());
-  EXPECT_EQ(manager_->Load(engine, 1, 11, lease.lease, 0, 4, now_).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(manager_->Load(engine, 1, 11, lease.lease, 0, 4, now_).code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(PutDone(engine, 2, 8).accepted, 5u);
   Check();
 }
 
-// --- epochs, engines --------------------------------------------------------------------------------
+// --- epochs, engines
+// --------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, ResetHidesEverythingOfBefore) {
   StartBlocks(32);
@@ -533,11 +545,14 @@ TEST_F(CacheManagerTest, BlocksOutliveTheirEngine) {
   EXPECT_EQ(Hits(Attach("other"), 1, 4), 0u);
 }
 
-// --- bad input --------------------------------------------------------------------------------------
+// --- bad input
+// --------------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, BadSpecsAreRefused) {
   StartBlocks(8);
-  const auto code = [&](const EngineSpec& spec) { return manager_->AttachEngine(spec, now_).status().code(); };
+  const auto code = [&](const EngineSpec& spec) {
+    return manager_->AttachEngine(spec, now_).status().code();
+  };
   EXPECT_EQ(code(Spec("a", {})), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code(Spec("a", {0})), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code(Spec("a", {9 * kBlock})), absl::StatusCode::kInvalidArgument);
@@ -557,7 +572,8 @@ TEST_F(CacheManagerTest, BadCallsGetAStatus) {
   Start(options);
   const EngineHandle engine = Attach("a");
   const auto chain = Chain(1, 4);
-  EXPECT_EQ(manager_->Lookup(99, 1, 0, chain, now_).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(manager_->Lookup(99, 1, 0, chain, now_).status().code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(manager_->Lookup(engine, 1, UINT32_MAX, chain, now_).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(manager_->Lookup(engine, 1, 0, Chain(1, 101), now_).status().code(),
@@ -565,7 +581,8 @@ TEST_F(CacheManagerTest, BadCallsGetAStatus) {
   EXPECT_EQ(manager_->status().requests, 0u);
   Lookup(engine, 1, chain);
   Lookup(engine, 2, chain);
-  EXPECT_EQ(manager_->Lookup(engine, 3, 0, chain, now_).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(manager_->Lookup(engine, 3, 0, chain, now_).status().code(),
+            absl::StatusCode::kResourceExhausted);
   const auto put = [&](OpKey key, uint32_t first, uint32_t count) {
     return manager_->Put(engine, 1, key, first, count, 4, {}, now_).status().code();
   };
@@ -576,7 +593,8 @@ TEST_F(CacheManagerTest, BadCallsGetAStatus) {
   EXPECT_EQ(put(5, 0, 0), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(Events(), SizeIs(3));
   EXPECT_EQ(put(5, 0, 2), absl::StatusCode::kOk);
-  EXPECT_EQ(put(5, 2, 2), absl::StatusCode::kInvalidArgument);  // key in use: no event may hit the running op
+  EXPECT_EQ(put(5, 2, 2),
+            absl::StatusCode::kInvalidArgument);  // key in use: no event may hit the running op
   EXPECT_THAT(Events(), IsEmpty());
   EXPECT_EQ(manager_->Put(engine, 1, 6, 2, 2, 4, {}, now_)->refused, 2u);  // too many in flight
   EXPECT_EQ(manager_->Load(engine, 1, 7, 0, 0, 1, now_).code(), absl::StatusCode::kNotFound);

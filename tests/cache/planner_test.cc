@@ -15,7 +15,8 @@ constexpr uint64_t kKiB = 1024;
 constexpr uint64_t kMiB = 1024 * kKiB;
 constexpr uint64_t kGiB = 1024 * kMiB;
 
-// --- geometry -------------------------------------------------------------------------------------
+// --- geometry
+// -------------------------------------------------------------------------------------
 
 TEST(GeometryTest, StrideIsAPageOrACacheLine) {
   EXPECT_EQ(ShardStride(1), 64u);
@@ -50,20 +51,22 @@ TEST_P(GeometryCaseTest, FitsAndWastesLittle) {
   EXPECT_LE(cut->max_groups * cut->group_bytes, c.budget_bytes);
   const uint64_t slots = uint64_t{cut->max_groups} * cut->slots_per_group;
   if (c.budget_bytes >= 100 * block) {
-    EXPECT_GE(static_cast<double>(slots * block), 0.85 * static_cast<double>(c.budget_bytes)) << slots;
+    EXPECT_GE(static_cast<double>(slots * block), 0.85 * static_cast<double>(c.budget_bytes))
+        << slots;
     EXPECT_GE(cut->max_groups, kMinGroups);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, GeometryCaseTest,
-                         ::testing::Values(GeometryCase{"Small", {16 * kKiB}, kGiB, kMiB},
-                                           GeometryCase{"OneGiB", {256 * kKiB}, kGiB, kGiB},
-                                           GeometryCase{"Large", {2 * kMiB, 2 * kMiB}, kGiB, 100 * kGiB},
-                                           GeometryCase{"Uneven", {300 * kKiB, 4 * kKiB, 77}, 64 * kMiB, kGiB},
-                                           GeometryCase{"OneBlock", {3 * kMiB}, kGiB, 3 * kMiB},
-                                           GeometryCase{"MostOfIt", {6 * kMiB}, kGiB, 10 * kMiB},
-                                           GeometryCase{"Tiny", {64}, kGiB, 64}),
-                         [](const auto& param_info) { return param_info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Layouts, GeometryCaseTest,
+    ::testing::Values(GeometryCase{"Small", {16 * kKiB}, kGiB, kMiB},
+                      GeometryCase{"OneGiB", {256 * kKiB}, kGiB, kGiB},
+                      GeometryCase{"Large", {2 * kMiB, 2 * kMiB}, kGiB, 100 * kGiB},
+                      GeometryCase{"Uneven", {300 * kKiB, 4 * kKiB, 77}, 64 * kMiB, kGiB},
+                      GeometryCase{"OneBlock", {3 * kMiB}, kGiB, 3 * kMiB},
+                      GeometryCase{"MostOfIt", {6 * kMiB}, kGiB, 10 * kMiB},
+                      GeometryCase{"Tiny", {64}, kGiB, 64}),
+    [](const auto& param_info) { return param_info.param.name; });
 
 TEST(GeometryTest, ImpossibleSizesAreRefused) {
   EXPECT_FALSE(PlanGeometry(std::vector<uint64_t>{}, kGiB, kGiB).has_value());
@@ -83,7 +86,8 @@ TEST(GeometryTest, BudgetInBlocksHoldsThem) {
       ASSERT_TRUE(budget.has_value());
       const auto cut = PlanGeometry(shards, kGiB, *budget);
       ASSERT_TRUE(cut.has_value());
-      EXPECT_GE(uint64_t{cut->max_groups} * cut->slots_per_group, blocks) << blocks << " of " << shard;
+      EXPECT_GE(uint64_t{cut->max_groups} * cut->slots_per_group, blocks)
+          << blocks << " of " << shard;
       EXPECT_LE(*budget, 2 * blocks * 2 * ShardStride(shard) + 16 * kSegmentAlign);
     }
   }
@@ -91,7 +95,8 @@ TEST(GeometryTest, BudgetInBlocksHoldsThem) {
   EXPECT_FALSE(BudgetForBlocks(std::vector<uint64_t>{4096}, kGiB, 0).has_value());
 }
 
-// --- put ------------------------------------------------------------------------------------------
+// --- put
+// ------------------------------------------------------------------------------------------
 
 struct PutCase {
   std::string name;
@@ -122,15 +127,25 @@ INSTANTIATE_TEST_SUITE_P(
         PutCase{"AllNewAllFree", {0, 4, 0}, {10, 0, 8}, {kCopy, 0, 0, 4, 0, 0}},
         PutCase{"SomeHeld", {2, 4, 3}, {10, 0, 8}, {kCopy, 1, 3, 3, 0, 0}},
         PutCase{"AllHeld", {2, 4, 6}, {0, 0, 8}, {PutVerdict::kNothingNew, 4, 6, 0, 0, 0}},
-        PutCase{"MorePresentThanOffered", {2, 4, 99}, {0, 0, 8}, {PutVerdict::kNothingNew, 4, 6, 0, 0, 0}},
-        PutCase{"HeldEvenWhenBusy", {0, 4, 4}, {0, 0, 8, true}, {PutVerdict::kNothingNew, 4, 4, 0, 0, 0}},
-        PutCase{"ParentMissing", {2, 4, 1}, {10, 0, 8}, {PutVerdict::kParentMissing, 0, 0, 0, 0, 0}},
+        PutCase{"MorePresentThanOffered",
+                {2, 4, 99},
+                {0, 0, 8},
+                {PutVerdict::kNothingNew, 4, 6, 0, 0, 0}},
+        PutCase{"HeldEvenWhenBusy",
+                {0, 4, 4},
+                {0, 0, 8, true},
+                {PutVerdict::kNothingNew, 4, 4, 0, 0, 0}},
+        PutCase{
+            "ParentMissing", {2, 4, 1}, {10, 0, 8}, {PutVerdict::kParentMissing, 0, 0, 0, 0, 0}},
         PutCase{"Busy", {0, 4, 1}, {10, 0, 8, true}, {PutVerdict::kBusy, 1, 0, 0, 0, 0}},
         PutCase{"OneGroup", {0, 4, 0}, {0, 3, 8}, {kCopy, 0, 0, 4, 1, 0}},
         PutCase{"FreeThenGroups", {0, 20, 0}, {3, 3, 8}, {kCopy, 0, 0, 20, 3, 0}},
         PutCase{"FreeThenGroupsThenEvict", {0, 40, 0}, {3, 3, 8}, {kCopy, 0, 0, 40, 3, 13}},
         PutCase{"EvictOnly", {0, 4, 0}, {1, 0, 8}, {kCopy, 0, 0, 4, 0, 3}},
-        PutCase{"HugeOffer", {0, UINT32_MAX, 0}, {0, 1, 8}, {kCopy, 0, 0, UINT32_MAX, 1, UINT32_MAX - 8}}),
+        PutCase{"HugeOffer",
+                {0, UINT32_MAX, 0},
+                {0, 1, 8},
+                {kCopy, 0, 0, UINT32_MAX, 1, UINT32_MAX - 8}}),
     [](const auto& param_info) { return param_info.param.name; });
 
 TEST(PlanLoadTest, RangeMustLieInTheLease) {
@@ -143,7 +158,8 @@ TEST(PlanLoadTest, RangeMustLieInTheLease) {
   EXPECT_FALSE(RangeInLease(2, UINT32_MAX, 4));
 }
 
-// --- memory between classes -------------------------------------------------------------------------
+// --- memory between classes
+// -------------------------------------------------------------------------
 
 TEST(ShareTest, AloneAClassMayHaveEverything) {
   std::vector<ClassShare> classes = {{.bytes = 0, .group_bytes = 10, .entitled = true}};
@@ -153,8 +169,9 @@ TEST(ShareTest, AloneAClassMayHaveEverything) {
 }
 
 TEST(ShareTest, FreedBudgetIsLeftToThoseWaiting) {
-  std::vector<ClassShare> classes = {{.bytes = 90, .group_bytes = 10, .entitled = true},
-                                     {.bytes = 0, .group_bytes = 10, .entitled = true, .waiting = true}};
+  std::vector<ClassShare> classes = {
+      {.bytes = 90, .group_bytes = 10, .entitled = true},
+      {.bytes = 0, .group_bytes = 10, .entitled = true, .waiting = true}};
   EXPECT_FALSE(MayGrow(classes, 0, 100));
   EXPECT_TRUE(MayGrow(classes, 1, 100));
   classes[1].waiting = false;
@@ -165,18 +182,20 @@ TEST(ShareTest, FreedBudgetIsLeftToThoseWaiting) {
 }
 
 TEST(ShareTest, TheOneFurthestAboveItsShareGives) {
-  std::vector<ClassShare> classes = {{.bytes = 40, .group_bytes = 10, .entitled = true},
-                                     {.bytes = 60, .group_bytes = 10, .entitled = true},
-                                     {.bytes = 0, .group_bytes = 10, .entitled = true, .waiting = true}};
+  std::vector<ClassShare> classes = {
+      {.bytes = 40, .group_bytes = 10, .entitled = true},
+      {.bytes = 60, .group_bytes = 10, .entitled = true},
+      {.bytes = 0, .group_bytes = 10, .entitled = true, .waiting = true}};
   EXPECT_EQ(PlanDonor(classes, 2, 100), std::optional<size_t>(1));
   EXPECT_EQ(PlanDonor(classes, 1, 100), std::nullopt);  // has its share
-  classes[0].entitled = false;                          // nobody uses it any more: all of it is excess
+  classes[0].entitled = false;  // nobody uses it any more: all of it is excess
   EXPECT_EQ(PlanDonor(classes, 2, 100), std::optional<size_t>(0));
 }
 
 TEST(ShareTest, NobodyGivesBelowItsShareExceptToOneWithNothing) {
-  std::vector<ClassShare> classes = {{.bytes = 50, .group_bytes = 10, .entitled = true},
-                                     {.bytes = 45, .group_bytes = 15, .entitled = true, .waiting = true}};
+  std::vector<ClassShare> classes = {
+      {.bytes = 50, .group_bytes = 10, .entitled = true},
+      {.bytes = 45, .group_bytes = 15, .entitled = true, .waiting = true}};
   EXPECT_EQ(PlanDonor(classes, 1, 100), std::nullopt);
   classes[1] = {.bytes = 0, .group_bytes = 60, .entitled = true, .waiting = true};
   EXPECT_EQ(PlanDonor(classes, 1, 100), std::optional<size_t>(0));

@@ -1,0 +1,102 @@
+// A seeded simulation of the whole cache manager: several engines in three namespaces and two size
+// classes, the real TransferEngine, index, slots and plans; an imaginary device and arena. After
+// every step the manager's invariants hold, and every load reads the bytes it was promised.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "flexkv/cache/cache_manager.h"
+#include "tests/sim/sim_device.h"
+#include "tests/support/fake_segment_store.h"
+#include "tests/support/test_seed.h"
+
+namespace flexkv {
+
+struct ManagerSimStats {
+  uint64_t steps = 0, lookups = 0, matched_blocks = 0, puts = 0, accepted_blocks = 0, loads = 0,
+           loads_checked = 0;
+  uint64_t evicted = 0, expired = 0, resets = 0, deaths = 0, hostile = 0, failed_blocks = 0,
+           groups_made = 0;
+  std::string ToString() const;
+};
+
+class ManagerSim {
+ public:
+  explicit ManagerSim(uint64_t seed);
+  // Runs that many steps, then ends everything. The first thing that was wrong, with the step it
+  // happened in.
+  absl::Status Run(uint64_t steps);
+  const ManagerSimStats& stats() const { return stats_; }
+
+ private:
+  struct SimRequest {
+    uint32_t document = 0;
+    uint32_t length = 0;  // blocks of it the manager knows
+    LeaseId lease = 0;    // as far as we know
+    uint32_t leased = 0;
+    uint32_t epoch = 0;  // of the lookup
+    TimeNs deadline = 0;
+  };
+  struct SimOp {
+    uint32_t blocks = 0;  // accepted
+    Route route = Route::kDeviceToCpu;
+  };
+  struct SimEngine {
+    EngineHandle handle = 0;
+    uint32_t content = 0;  // which namespace's content
+    std::vector<uint64_t> shard_bytes;
+    std::map<RequestKey, SimRequest> requests;
+    std::map<OpKey, SimOp> ops;          // launched, not ended
+    std::map<OpKey, uint64_t> refusals;  // kRefuseOp events we wait for
+  };
+
+  uint64_t Identity(uint32_t content, uint32_t epoch, const BlockHash& hash) const;
+  std::vector<uint64_t> Identities(const SimEngine& engine, uint32_t epoch, uint32_t document,
+                                   uint32_t first, uint32_t count) const;
+  SimEngine* AnyEngine();
+  SimRequest* AnyRequest(SimEngine* engine, RequestKey* key);
+  void Fail(const std::string& what);
+  void Expect(bool condition, const char* what) {
+    if (!condition) Fail(what);
+  }
+
+  void Step();
+  void Attach();
+  void Kill();
+  void Lookup();
+  void LookupAgain(SimEngine* engine, RequestKey key, SimRequest* request);
+  void Load();
+  void Put();
+  void Release();
+  void Reset();
+  void Cancel();
+  void Hostile();
+  void HostileChain(SimEngine* engine);
+  void Trouble();
+  void CheckLeaseHolds();
+  void Tick();
+  void TakeEvents();
+  void CheckSegments();
+  void Finish();
+
+  TestRng rng_;
+  FakeSegmentStore segments_;
+  SimDevice device_;
+  TransferEngine transfers_;
+  std::unique_ptr<CacheManager> manager_;
+  std::vector<std::vector<BlockHash>> documents_;
+  std::vector<SimEngine> engines_;
+  std::map<uint32_t, uint32_t> epochs_;  // by content
+  TimeNs now_ = kNsPerSecond;
+  uint64_t next_key_ = 1;
+  ManagerSimStats stats_;
+  absl::Status status_;
+};
+
+}  // namespace flexkv

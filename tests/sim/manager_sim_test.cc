@@ -1,0 +1,55 @@
+#include "tests/sim/manager_sim.h"
+
+#include <cstdio>
+
+#include "gtest/gtest.h"
+#include "tests/support/test_seed.h"
+
+namespace flexkv {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr uint64_t kSteps = 20'000;
+#else
+constexpr uint64_t kSteps = 100'000;
+#endif
+
+void RunWith(uint64_t seed, uint64_t steps) {
+  ManagerSim sim(seed);
+  const absl::Status status = sim.Run(steps);
+  EXPECT_TRUE(status.ok()) << status << "\nreplay: flexkv_sim --seed " << seed << " --steps "
+                           << steps;
+  std::printf("seed %llu: %s\n", static_cast<unsigned long long>(seed),
+              sim.stats().ToString().c_str());
+  // The run is worth something only when everything really happened.
+  EXPECT_GT(sim.stats().loads_checked, steps / 10);
+  EXPECT_GT(sim.stats().evicted, steps / 100);
+  EXPECT_GT(sim.stats().deaths, 0u);
+  EXPECT_GT(sim.stats().resets, 0u);
+  EXPECT_GT(sim.stats().expired, 0u);
+}
+
+TEST(ManagerSimTest, FixedSeed) { RunWith(1, kSteps); }
+
+TEST(ManagerSimTest, FreshSeed) { RunWith(TestSeed(), kSteps); }
+
+TEST(ManagerSimTest, ManyShortRuns) {
+  for (uint64_t i = 0; i < 10; ++i) {
+    ManagerSim sim(TestSeed() + 1 + i);
+    const absl::Status status = sim.Run(1000);
+    EXPECT_TRUE(status.ok()) << status << "\nreplay: flexkv_sim --seed " << TestSeed() + 1 + i
+                             << " --steps 1000";
+  }
+}
+
+// The same seed gives the same run: a failure can be replayed.
+TEST(ManagerSimTest, ReplaysFromItsSeed) {
+  ManagerSim first(42);
+  ManagerSim second(42);
+  ASSERT_TRUE(first.Run(3000).ok());
+  ASSERT_TRUE(second.Run(3000).ok());
+  EXPECT_EQ(first.stats().ToString(), second.stats().ToString());
+}
+
+}  // namespace
+}  // namespace flexkv

@@ -109,6 +109,7 @@ struct SchedulerSession::Impl {
   void StartLoad(SchedulerRequest* request, uint32_t num_external_tokens);
   void SettleLoad(std::string_view id);
   void RecordGet(SchedulerRequest* request, uint32_t taken_tokens);
+  bool SourcesGone(const SchedulerRequest& request, uint32_t num_computed_tokens) const;
   void Store(SchedulerRequest* request, uint32_t num_computed_after);
   void OwnBlocks(std::span<const uint32_t> block_ids, uint32_t from);
   void ReportStats(TimeNs now);
@@ -362,7 +363,13 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   load.request_id = request->id;
   load.first = request->local_computed_tokens / block;
   load.started_at = clock.Now();
-  const uint32_t count = num_external_tokens / block;
+  uint32_t count = num_external_tokens / block;
+  // Blocks outside a sliding window are the null block: nobody reads them, so they are not loaded.
+  while (count > 0 && load.first < request->block_ids.size() &&
+         request->block_ids[load.first] == kNullBlock) {
+    ++load.first;
+    --count;
+  }
   const size_t end = std::min(size_t{load.first} + count, request->block_ids.size());
   load.block_ids.assign(request->block_ids.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, end)),
                         request->block_ids.begin() + static_cast<ptrdiff_t>(end));
@@ -377,7 +384,7 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   message.lease = request->lease;
   message.first = load.first;
   message.count = count;
-  const bool complete = load.block_ids.size() == count && load.hashes.size() == count;
+  const bool complete = count > 0 && load.block_ids.size() == count && load.hashes.size() == count;
   const bool sent = complete && request->lease != 0 && Usable() && ready && Push(message);
   step_ops.push_back({load.key, Route::kCpuToDevice, !sent, load.block_ids, request->id});
   OwnBlocks(load.block_ids, 0);
@@ -487,6 +494,16 @@ void SchedulerSession::Impl::OwnBlocks(std::span<const uint32_t> block_ids, uint
   }
 }
 
+// With a sliding window, blocks wholly below it belong to others: what was not stored in time never is.
+bool SchedulerSession::Impl::SourcesGone(const SchedulerRequest& request,
+                                         uint32_t num_computed_tokens) const {
+  if (options.sliding_window_tokens == 0 || num_computed_tokens < options.sliding_window_tokens) {
+    return false;
+  }
+  const uint32_t gone_tokens = num_computed_tokens - options.sliding_window_tokens + 1;
+  return request.stored_blocks < gone_tokens / options.tokens_per_block;
+}
+
 // Offers the blocks that are full after this step. Drafts and placeholders have no hash yet, so the hashes the engine
 // knows bound what is offered.
 void SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_computed_after) {
@@ -494,8 +511,15 @@ void SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_compu
   if (full <= request->stored_blocks || request->load != 0 || !ready || breaker_open) return;
   SyncHashes(request, full);
   full = std::min({full, static_cast<uint32_t>(request->hashes.size()),
-                   static_cast<uint32_t>(request->block_ids.size()),
                    request->stored_blocks + kMaxPutBlocks});
+  if (options.block_tables_change &&
+      !hash_source->CurrentBlocks(request->id, &request->block_ids)) {
+    return;
+  }
+  full = std::min(full, static_cast<uint32_t>(request->block_ids.size()));
+  for (uint32_t i = request->stored_blocks; i < full; ++i) {
+    if (request->block_ids[i] == kNullBlock) full = i;  // ends the loop: a hole ends the prefix
+  }
   if (full <= request->stored_blocks) return;
   shm::Message message = MakeMessage(shm::MessageType::kPut);
   message.request = request->key;
@@ -542,7 +566,10 @@ void SchedulerSession::ScheduledCached(std::string_view id,
   Impl& impl = *impl_;
   ++impl.step_requests;
   SchedulerRequest* request = impl.requests.Find(View(id));
-  if (request == nullptr) return;
+  if (request == nullptr) {  // not ours to store, but its blocks may be sources of stores under way
+    impl.OwnBlocks(new_block_ids, resumed ? num_computed_tokens / impl.options.tokens_per_block : 0);
+    return;
+  }
   if (resumed) {
     request->block_ids.assign(new_block_ids.begin(), new_block_ids.end());
     impl.OwnBlocks(new_block_ids, num_computed_tokens / impl.options.tokens_per_block);
@@ -550,7 +577,9 @@ void SchedulerSession::ScheduledCached(std::string_view id,
     request->block_ids.insert(request->block_ids.end(), new_block_ids.begin(), new_block_ids.end());
     impl.OwnBlocks(new_block_ids, 0);
   }
-  if (impl.step_open) impl.Store(request, num_computed_tokens + num_scheduled_tokens);
+  if (impl.step_open && !impl.SourcesGone(*request, num_computed_tokens)) {
+    impl.Store(request, num_computed_tokens + num_scheduled_tokens);
+  }
 }
 
 std::span<const std::byte> SchedulerSession::EndStep() {

@@ -39,13 +39,27 @@ struct SchedulerOptions {
   uint32_t lookup_timeout_ms = 20;   // a lookup older than this counts as "nothing cached", and opens the breaker
   uint32_t load_timeout_ms = 10000;  // longest a request waits for another request's load of the same prefix
   int32_t min_load_tokens = -1;      // shorter external hits are not taken; -1: from measured step time and rates
+  // Window of an engine that gives blocks back once they fall out of it (their ids in a request's table then name other
+  // contents); 0 = the engine keeps them.
+  uint32_t sliding_window_tokens = 0;
+  // The engine gives blocks of running requests back (sliding window): what is stored is then taken from the block table of
+  // the moment (HashSource::CurrentBlocks), never from what was allocated once.
+  bool block_tables_change = false;
   uint32_t answer_lifetime_ms = 10000;  // a memoised answer older than this is asked for again (its lease may be over)
 };
 
-// Where the session gets further block hashes of a request from, when it needs them.
+// GPU block id of the engine's null block: stands where a block is outside a sliding window. Holds no request's bytes.
+inline constexpr uint32_t kNullBlock = 0;
+
+// What the session asks the engine about a request, when it needs it.
 class HashSource {
  public:
   virtual ~HashSource() = default;
+  // Only with SchedulerOptions::block_tables_change: replaces `block_ids` by the request's block table as it is now. False: unknown
+  // request, nothing may be stored.
+  virtual bool CurrentBlocks(std::string_view /*request_id*/, std::vector<uint32_t>* /*block_ids*/) {
+    return false;
+  }
   // Appends the request's block hashes from position `from` on.
   virtual void AppendHashes(std::string_view request_id, uint32_t from,
                             std::vector<BlockHash>* hashes) = 0;

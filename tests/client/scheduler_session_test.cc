@@ -27,6 +27,11 @@ class FakeHashes : public HashSource {
     chain.clear();
     for (uint32_t i = 0; i < count; ++i) chain.push_back(HashFromNumber(first + i));
   }
+  bool CurrentBlocks(std::string_view, std::vector<uint32_t>* block_ids) override {
+    *block_ids = table_;
+    return !table_.empty();
+  }
+  void SetTable(std::vector<uint32_t> table) { table_ = std::move(table); }
   void AppendHashes(std::string_view id, uint32_t from, std::vector<BlockHash>* hashes) override {
     const std::vector<BlockHash>& chain = chains_[std::string(id)];
     if (from < chain.size()) hashes->insert(hashes->end(), chain.begin() + from, chain.end());
@@ -34,6 +39,7 @@ class FakeHashes : public HashSource {
 
  private:
   std::map<std::string, std::vector<BlockHash>> chains_;
+  std::vector<uint32_t> table_;
 };
 
 std::vector<uint32_t> Ids(uint32_t first, uint32_t count) {
@@ -101,9 +107,9 @@ TEST_F(SchedulerSessionTest, WithoutDaemonNothingIsCachedAndNothingWaits) {
   session_ = *SchedulerSession::Open(options_, &hashes_);
   NewRequest("a", 1, 4);
   EXPECT_EQ(session_->MatchedTokens("a", 0, 64), 0);
-  session_->BlocksAllocated("a", Ids(0, 4), 0);
+  session_->BlocksAllocated("a", Ids(1, 4), 0);
   session_->BeginStep(64);
-  session_->ScheduledNew("a", Ids(0, 4), 0, 64);
+  session_->ScheduledNew("a", Ids(1, 4), 0, 64);
   EXPECT_TRUE(session_->EndStep().empty());
   EXPECT_FALSE(session_->ResetCache(10));
 }
@@ -145,7 +151,7 @@ TEST_F(SchedulerSessionTest, UnusedHitGivesItsLeaseBack) {
   NewRequest("a", 1, 4);
   AnswerLookup(4);
   EXPECT_EQ(MatchedEventually("a", 0, 64), 64);
-  session_->BlocksAllocated("a", Ids(0, 4), 0);
+  session_->BlocksAllocated("a", Ids(1, 4), 0);
   EXPECT_EQ(client_->Next(MessageType::kReleaseLease).lease, 77u);
 }
 
@@ -154,7 +160,7 @@ TEST_F(SchedulerSessionTest, FailedLoadIsNeverOfferedAgain) {
   NewRequest("a", 1, 4);
   AnswerLookup(4);
   ASSERT_EQ(MatchedEventually("a", 0, 64), 64);
-  session_->BlocksAllocated("a", Ids(0, 4), 64);
+  session_->BlocksAllocated("a", Ids(1, 4), 64);
   session_->LoadEnded("a", true);
   EXPECT_EQ(session_->MatchedTokens("a", 0, 64), 0);
 }
@@ -193,12 +199,12 @@ TEST_F(SchedulerSessionTest, SecondRequestWithTheSamePrefixWaitsForTheFirstLoad)
   AnswerLookup(4, 71);
   AnswerLookup(4, 72);
   ASSERT_EQ(MatchedEventually("a", 0, 64), 64);
-  session_->BlocksAllocated("a", Ids(0, 4), 64);
+  session_->BlocksAllocated("a", Ids(1, 4), 64);
   EXPECT_EQ(session_->MatchedTokens("b", 0, 64), SchedulerSession::kAskAgain);
   session_->LoadEnded("a", false);
   EXPECT_EQ(session_->MatchedTokens("b", 0, 64), SchedulerSession::kAskAgain)
       << "the engine has not entered the blocks into its own cache yet";
-  session_->BlocksAllocated("a", Ids(0, 4), 0);
+  session_->BlocksAllocated("a", Ids(1, 4), 0);
   EXPECT_EQ(session_->MatchedTokens("b", 64, 64), 0) << "now they are found locally";
 }
 
@@ -229,12 +235,12 @@ TEST_F(SchedulerSessionTest, TokensWithoutHashAreNeverStored) {
   NewRequest("a", 1, 2);  // drafts and placeholders: more tokens computed than hashes known
   AnswerLookup(0);
   EXPECT_EQ(MatchedEventually("a", 0, 64), 0);
-  session_->BlocksAllocated("a", Ids(0, 4), 0);
+  session_->BlocksAllocated("a", Ids(1, 4), 0);
   session_->BeginStep(64);
-  session_->ScheduledNew("a", Ids(0, 4), 0, 64);
+  session_->ScheduledNew("a", Ids(1, 4), 0, 64);
   const ParsedPlan plan = Step();
   ASSERT_EQ(plan.ops.size(), 1u);
-  EXPECT_EQ(plan.ops[0].block_ids, Ids(0, 2));
+  EXPECT_EQ(plan.ops[0].block_ids, Ids(1, 2));
 }
 
 TEST_F(SchedulerSessionTest, NewOwnerOfASourceBlockIsFencedUntilTheStoreEnded) {
@@ -276,13 +282,48 @@ TEST_F(SchedulerSessionTest, ResumedRequestReplacesItsBlocks) {
   AnswerLookup(0);
   ASSERT_EQ(MatchedEventually("a", 0, 64), 0);
   session_->BeginStep(32);
-  session_->ScheduledNew("a", Ids(0, 2), 0, 32);
+  session_->ScheduledNew("a", Ids(1, 2), 0, 32);
   Step();
   session_->BeginStep(64);
   session_->ScheduledCached("a", Ids(40, 4), /*resumed=*/true, 0, 64);
   const ParsedPlan plan = Step();
   ASSERT_EQ(plan.ops.size(), 1u);
   EXPECT_EQ(plan.ops[0].block_ids, Ids(42, 2)) << "blocks 0 and 1 were offered before";
+}
+
+TEST_F(SchedulerSessionTest, NullBlocksAreNeitherStoredNorLoaded) {
+  options_.block_tables_change = true;
+  Open();
+  NewRequest("a", 1, 4);
+  AnswerLookup(0);
+  ASSERT_EQ(MatchedEventually("a", 0, 64), 0);
+  session_->BlocksAllocated("a", Ids(10, 4), 0);
+  hashes_.SetTable({10, 11, kNullBlock, 13});
+  session_->BeginStep(64);
+  session_->ScheduledNew("a", Ids(10, 4), 0, 64);
+  EXPECT_EQ(Step().ops[0].block_ids, Ids(10, 2)) << "a hole ends what can be stored";
+
+  NewRequest("b", 100, 4);
+  AnswerLookup(4);
+  ASSERT_EQ(MatchedEventually("b", 0, 64), 64);
+  session_->BlocksAllocated("b", std::vector<uint32_t>{kNullBlock, kNullBlock, 22, 23}, 64);
+  session_->BeginStep(0);
+  EXPECT_EQ(Step().ops[0].block_ids, Ids(22, 2));
+  const shm::Message load = client_->Next(MessageType::kLoad);
+  EXPECT_EQ(load.first, 2u);
+  EXPECT_EQ(load.count, 2u);
+}
+
+TEST_F(SchedulerSessionTest, BlocksGivenBackAreNotStoredLater) {
+  options_.block_tables_change = true;
+  Open();
+  NewRequest("a", 1, 4);
+  AnswerLookup(0);
+  ASSERT_EQ(MatchedEventually("a", 0, 64), 0);
+  hashes_.SetTable({kNullBlock, kNullBlock, 12, 13});  // the first two left the window before they were stored
+  session_->BeginStep(64);
+  session_->ScheduledNew("a", Ids(10, 4), 0, 64);
+  EXPECT_TRUE(Step().ops.empty());
 }
 
 TEST_F(SchedulerSessionTest, ShortHitsAreNotTaken) {

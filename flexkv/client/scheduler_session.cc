@@ -109,7 +109,6 @@ struct SchedulerSession::Impl {
   void StartLoad(SchedulerRequest* request, uint32_t num_external_tokens);
   void SettleLoad(std::string_view id);
   void RecordGet(SchedulerRequest* request, uint32_t taken_tokens);
-  bool SourcesGone(const SchedulerRequest& request, uint32_t num_computed_tokens) const;
   void Store(SchedulerRequest* request, uint32_t num_computed_after);
   void OwnBlocks(std::span<const uint32_t> block_ids, uint32_t from);
   void ReportStats(TimeNs now);
@@ -494,16 +493,6 @@ void SchedulerSession::Impl::OwnBlocks(std::span<const uint32_t> block_ids, uint
   }
 }
 
-// With a sliding window, blocks wholly below it belong to others: what was not stored in time never is.
-bool SchedulerSession::Impl::SourcesGone(const SchedulerRequest& request,
-                                         uint32_t num_computed_tokens) const {
-  if (options.sliding_window_tokens == 0 || num_computed_tokens < options.sliding_window_tokens) {
-    return false;
-  }
-  const uint32_t gone_tokens = num_computed_tokens - options.sliding_window_tokens + 1;
-  return request.stored_blocks < gone_tokens / options.tokens_per_block;
-}
-
 // Offers the blocks that are full after this step. Drafts and placeholders have no hash yet, so the hashes the engine
 // knows bound what is offered.
 void SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_computed_after) {
@@ -577,9 +566,7 @@ void SchedulerSession::ScheduledCached(std::string_view id,
     request->block_ids.insert(request->block_ids.end(), new_block_ids.begin(), new_block_ids.end());
     impl.OwnBlocks(new_block_ids, 0);
   }
-  if (impl.step_open && !impl.SourcesGone(*request, num_computed_tokens)) {
-    impl.Store(request, num_computed_tokens + num_scheduled_tokens);
-  }
+  if (impl.step_open) impl.Store(request, num_computed_tokens + num_scheduled_tokens);
 }
 
 std::span<const std::byte> SchedulerSession::EndStep() {

@@ -39,9 +39,6 @@ struct SchedulerOptions {
   uint32_t lookup_timeout_ms = 20;   // a lookup older than this counts as "nothing cached", and opens the breaker
   uint32_t load_timeout_ms = 10000;  // longest a request waits for another request's load of the same prefix
   int32_t min_load_tokens = -1;      // shorter external hits are not taken; -1: from measured step time and rates
-  // Window of an engine that gives blocks back once they fall out of it (their ids in a request's table then name other
-  // contents); 0 = the engine keeps them.
-  uint32_t sliding_window_tokens = 0;
   // The engine gives blocks of running requests back (sliding window): what is stored is then taken from the block table of
   // the moment (HashSource::CurrentBlocks), never from what was allocated once.
   bool block_tables_change = false;

@@ -1,0 +1,128 @@
+// The Python module flexkv._core. Everything here translates; the work is in flexkv/client.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <tuple>
+
+#include "connector/py_scheduler.h"
+#include "connector/py_worker.h"
+#include "flexkv/base/fault.h"
+#include "proto/shm_layout.h"
+
+namespace flexkv::python {
+namespace {
+
+using EngineId = std::pair<uint64_t, uint64_t>;
+// layer, address of the first element, bytes per element, shape, strides in elements, block dimension
+using Tensor = std::tuple<std::string, uintptr_t, uint32_t, std::vector<int64_t>, std::vector<int64_t>, uint32_t>;
+
+SchedulerOptions MakeSchedulerOptions(std::string socket_path, EngineId engine_id, uint32_t world_size,
+                                      uint32_t tokens_per_block, std::string label,
+                                      std::string fingerprint, uint32_t lookup_wait_us,
+                                      uint32_t lookup_timeout_ms, uint32_t load_timeout_ms,
+                                      int32_t min_load_tokens, bool block_tables_change) {
+  SchedulerOptions options;
+  options.socket_path = std::move(socket_path);
+  options.engine_id[0] = engine_id.first;
+  options.engine_id[1] = engine_id.second;
+  options.world_size = world_size;
+  options.tokens_per_block = tokens_per_block;
+  options.label = std::move(label);
+  options.fingerprint = std::move(fingerprint);
+  options.lookup_wait_us = lookup_wait_us;
+  options.lookup_timeout_ms = lookup_timeout_ms;
+  options.load_timeout_ms = load_timeout_ms;
+  options.min_load_tokens = min_load_tokens;
+  options.block_tables_change = block_tables_change;
+  return options;
+}
+
+void OpenWorker(PyWorker& worker, std::string socket_path, EngineId engine_id, uint32_t rank,
+                uint32_t world_size, uint32_t load_timeout_ms, uint32_t tokens_per_block,
+                const std::vector<Tensor>& tensors, std::string descriptor) {
+  WorkerOptions options;
+  options.socket_path = std::move(socket_path);
+  options.engine_id[0] = engine_id.first;
+  options.engine_id[1] = engine_id.second;
+  options.rank = rank;
+  options.world_size = world_size;
+  options.load_timeout_ms = load_timeout_ms;
+  std::vector<TensorView> views;
+  for (const auto& [layer, data, element_bytes, shape, strides, block_dim] : tensors) {
+    views.push_back({layer, data, element_bytes, shape, strides, block_dim});
+  }
+  worker.Open(options, views, tokens_per_block, std::move(descriptor));
+}
+
+void Arm(const std::string& spec) {
+  const absl::Status status = ArmFaults(spec);
+  if (!status.ok()) throw nb::value_error(std::string(status.message()).c_str());
+}
+
+void BindScheduler(nb::module_& module) {
+  nb::class_<PyScheduler>(module, "SchedulerSession")
+      .def(
+          "__init__",
+          [](PyScheduler* self, std::string socket_path, EngineId engine_id, uint32_t world_size,
+             uint32_t tokens_per_block, std::string label, std::string fingerprint,
+             uint32_t lookup_wait_us, uint32_t lookup_timeout_ms, uint32_t load_timeout_ms,
+             int32_t min_load_tokens, bool block_tables_change) {
+            new (self) PyScheduler(MakeSchedulerOptions(
+                std::move(socket_path), engine_id, world_size, tokens_per_block, std::move(label),
+                std::move(fingerprint), lookup_wait_us, lookup_timeout_ms, load_timeout_ms,
+                min_load_tokens, block_tables_change));
+          },
+          nb::kw_only(), nb::arg("socket_path"), nb::arg("engine_id"), nb::arg("world_size"),
+          nb::arg("tokens_per_block"), nb::arg("label"), nb::arg("fingerprint"),
+          nb::arg("lookup_wait_us"), nb::arg("lookup_timeout_ms"), nb::arg("load_timeout_ms"),
+          nb::arg("min_load_tokens"), nb::arg("block_tables_change"))
+      .def("set_block_table", &PyScheduler::SetBlockTable, nb::arg("block_ids_of"))
+      .def("new_request", &PyScheduler::NewRequest, nb::arg("request"), nb::arg("cacheable"))
+      .def("matched_tokens", &PyScheduler::MatchedTokens, nb::arg("request"),
+           nb::arg("num_computed_tokens"))
+      .def("blocks_allocated", &PyScheduler::BlocksAllocated, nb::arg("request"), nb::arg("blocks"),
+           nb::arg("num_external_tokens"))
+      .def("step", &PyScheduler::Step, nb::arg("scheduler_output"))
+      .def("load_ended", &PyScheduler::LoadEnded, nb::arg("request_id"), nb::arg("failed"))
+      .def("request_finished", &PyScheduler::RequestFinished, nb::arg("request_id"))
+      .def("loads_into", &PyScheduler::LoadsInto, nb::arg("block_ids"))
+      .def("undelivered_loads", &PyScheduler::UndeliveredLoads)
+      .def("reset_cache", &PyScheduler::ResetCache, nb::arg("timeout_ms"))
+      .def("wait_ready", &PyScheduler::WaitReady, nb::arg("timeout_ms"))
+      .def("stats", &PyScheduler::Stats)
+      .def("close", &PyScheduler::Close);
+}
+
+void BindWorker(nb::module_& module) {
+  nb::class_<PyWorker>(module, "WorkerSession")
+      .def(nb::init<>())
+      .def("open", &OpenWorker, nb::kw_only(), nb::arg("socket_path"), nb::arg("engine_id"),
+           nb::arg("rank"), nb::arg("world_size"), nb::arg("load_timeout_ms"),
+           nb::arg("tokens_per_block"), nb::arg("tensors"), nb::arg("descriptor"))
+      .def("fence", &PyWorker::Fence, nb::arg("plan"))
+      .def("bind", &PyWorker::Bind, nb::arg("plan"))
+      .def("step_done", &PyWorker::StepDone)
+      .def("poll", &PyWorker::Poll)
+      .def("fail_loads", &PyWorker::FailLoads, nb::arg("loads"))
+      .def("abandon", &PyWorker::Abandon)
+      .def("stats", &PyWorker::Stats)
+      .def_prop_ro("is_open", &PyWorker::open);
+}
+
+}  // namespace
+}  // namespace flexkv::python
+
+NB_MODULE(_core, module) {
+  flexkv::python::BindScheduler(module);
+  flexkv::python::BindWorker(module);
+  module.def("arm_faults", &flexkv::python::Arm, nanobind::arg("spec"));
+  module.def("fault_count", [](std::string_view name) { return flexkv::FaultCount(name); },
+             nanobind::arg("name"));
+  module.attr("PROTOCOL_VERSION") = flexkv::shm::kProtocolVersion;
+  // Sessions live as long as the engine; when the interpreter goes down with one still open, that is no leak to report.
+  nanobind::set_leak_warnings(false);
+}

@@ -1,0 +1,1 @@
+"""The connector that vLLM loads by kv_connector_module_path, `flexkv.vllm.connector`."""

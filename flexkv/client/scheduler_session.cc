@@ -4,13 +4,17 @@
 
 #include <emmintrin.h>
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <deque>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "flexkv/client/daemon_link.h"
 #include "flexkv/client/load_economics.h"
+#include "flexkv/client/plan_board.h"
 #include "flexkv/client/request_table.h"
 #include "flexkv/client/step_plan.h"
 
@@ -90,6 +94,16 @@ struct SchedulerSession::Impl {
   uint32_t step_tokens = 0, step_requests = 0;
   TimeNs reported_at = 0;
 
+  // Reduced mode.
+  struct HeldStore {
+    std::string request_id;
+    uint32_t ranks_left = 0;
+  };
+  std::unique_ptr<PlanBoard> board;
+  std::deque<std::vector<std::byte>> unpublished;  // plans the board had no room for, oldest first
+  absl::flat_hash_map<OpKey, HeldStore> held_stores;
+  std::vector<OpKey> answers;                      // scratch
+
   LoadEconomics economics;
   SchedulerStats stats;
   std::vector<std::byte> payload;  // scratch
@@ -109,7 +123,9 @@ struct SchedulerSession::Impl {
   void StartLoad(SchedulerRequest* request, uint32_t num_external_tokens);
   void SettleLoad(std::string_view id);
   void RecordGet(SchedulerRequest* request, uint32_t taken_tokens);
-  void Store(SchedulerRequest* request, uint32_t num_computed_after);
+  // The op's key, 0 when nothing was offered.
+  OpKey Store(SchedulerRequest* request, uint32_t num_computed_after);
+  std::span<const std::byte> Deliver(std::span<const std::byte> plan);
   void OwnBlocks(std::span<const uint32_t> block_ids, uint32_t from);
   void ReportStats(TimeNs now);
 };
@@ -495,21 +511,21 @@ void SchedulerSession::Impl::OwnBlocks(std::span<const uint32_t> block_ids, uint
 
 // Offers the blocks that are full after this step. Drafts and placeholders have no hash yet, so the hashes the engine
 // knows bound what is offered.
-void SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_computed_after) {
+OpKey SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_computed_after) {
   uint32_t full = num_computed_after / options.tokens_per_block;
-  if (full <= request->stored_blocks || request->load != 0 || !ready || breaker_open) return;
+  if (full <= request->stored_blocks || request->load != 0 || !ready || breaker_open) return 0;
   SyncHashes(request, full);
   full = std::min({full, static_cast<uint32_t>(request->hashes.size()),
                    request->stored_blocks + kMaxPutBlocks});
   if (options.block_tables_change &&
       !hash_source->CurrentBlocks(request->id, &request->block_ids)) {
-    return;
+    return 0;
   }
   full = std::min(full, static_cast<uint32_t>(request->block_ids.size()));
   for (uint32_t i = request->stored_blocks; i < full; ++i) {
     if (request->block_ids[i] == kNullBlock) full = i;  // ends the loop: a hole ends the prefix
   }
-  if (full <= request->stored_blocks) return;
+  if (full <= request->stored_blocks) return 0;
   shm::Message message = MakeMessage(shm::MessageType::kPut);
   message.request = request->key;
   message.op = next_op;
@@ -517,17 +533,54 @@ void SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_compu
   message.count = full - request->stored_blocks;
   message.lease = request->hashes_sent;  // where the suffix starts
   const uint32_t suffix = full > request->hashes_sent ? full - request->hashes_sent : 0;
-  if (suffix > shm::kMaxHashesPerMessage) return;
+  if (suffix > shm::kMaxHashesPerMessage) return 0;
   const auto hashes = std::span(request->hashes).subspan(request->hashes_sent, suffix);
-  if (!Push(message, std::as_bytes(hashes))) return;
+  if (!Push(message, std::as_bytes(hashes))) return 0;
   const auto blocks = std::span<const uint32_t>(request->block_ids)
                           .subspan(request->stored_blocks, message.count);
   step_ops.push_back({next_op, Route::kDeviceToCpu, false, {blocks.begin(), blocks.end()}, {}});
   request->hashes_sent += suffix;
   request->stored_blocks = full;
-  ++next_op;
   ++stats.puts;
   stats.put_blocks += message.count;
+  return next_op++;
+}
+
+// To the workers: through the engine's metadata, or over the board. A plan is never lost: promises hang on it.
+std::span<const std::byte> SchedulerSession::Impl::Deliver(std::span<const std::byte> bytes) {
+  if (board == nullptr) return bytes;
+  if (!bytes.empty()) unpublished.emplace_back(bytes.begin(), bytes.end());
+  while (!unpublished.empty() && board->Publish(unpublished.front())) unpublished.pop_front();
+  return {};
+}
+
+bool SchedulerSession::FinishWithStore(std::string_view id, std::span<const uint32_t> block_ids,
+                                       uint32_t num_computed_tokens) {
+  Impl& impl = *impl_;
+  SchedulerRequest* request = impl.requests.Find(View(id));
+  OpKey key = 0;
+  if (request != nullptr && impl.board != nullptr && impl.Usable() &&
+      impl.held_stores.size() < kMaxBoardStores) {
+    impl.Drain();
+    request->block_ids.assign(block_ids.begin(), block_ids.end());
+    key = impl.Store(request, num_computed_tokens);
+    if (key != 0) impl.held_stores[key] = {request->id, impl.options.world_size};
+  }
+  RequestFinished(id);
+  return key != 0;
+}
+
+void SchedulerSession::TakeFinishedStores(std::vector<std::string>* ids) {
+  Impl& impl = *impl_;
+  if (impl.board == nullptr) return;
+  impl.answers.clear();
+  impl.board->TakeAnswers(&impl.answers);
+  for (OpKey key : impl.answers) {
+    auto it = impl.held_stores.find(key);
+    if (it == impl.held_stores.end() || --it->second.ranks_left > 0) continue;
+    ids->push_back(std::move(it->second.request_id));
+    impl.held_stores.erase(it);
+  }
 }
 
 void SchedulerSession::BeginStep(uint32_t total_scheduled_tokens) {
@@ -566,7 +619,9 @@ void SchedulerSession::ScheduledCached(std::string_view id,
     request->block_ids.insert(request->block_ids.end(), new_block_ids.begin(), new_block_ids.end());
     impl.OwnBlocks(new_block_ids, 0);
   }
-  if (impl.step_open) impl.Store(request, num_computed_tokens + num_scheduled_tokens);
+  if (impl.step_open && impl.board == nullptr) {
+    impl.Store(request, num_computed_tokens + num_scheduled_tokens);
+  }
 }
 
 std::span<const std::byte> SchedulerSession::EndStep() {
@@ -582,7 +637,7 @@ std::span<const std::byte> SchedulerSession::EndStep() {
   impl.step_ops.clear();
   impl.ReportStats(impl.step_began);
   if (!impl.plan.empty()) ++impl.plan_number;
-  return impl.plan.Finish();
+  return impl.Deliver(impl.plan.Finish());
 }
 
 // --- the rest -----------------------------------------------------------------------------------
@@ -672,6 +727,12 @@ absl::StatusOr<std::unique_ptr<SchedulerSession>> SchedulerSession::Open(const O
   auto impl = std::make_unique<Impl>();
   impl->options = options;
   impl->hash_source = hashes;
+  if (options.reduced) {
+    absl::StatusOr<std::unique_ptr<PlanBoard>> board =
+        PlanBoard::Create(options.engine_id, options.world_size);
+    if (!board.ok()) return board.status();
+    impl->board = *std::move(board);
+  }
   DaemonLink::Options link;
   link.socket_path = options.socket_path;
   link.hello.role = static_cast<uint32_t>(shm::Role::kScheduler);

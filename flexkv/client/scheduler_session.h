@@ -39,6 +39,8 @@ struct SchedulerOptions {
   uint32_t lookup_timeout_ms = 20;   // a lookup older than this counts as "nothing cached", and opens the breaker
   uint32_t load_timeout_ms = 10000;  // longest a request waits for another request's load of the same prefix
   int32_t min_load_tokens = -1;      // shorter external hits are not taken; -1: from measured step time and rates
+  // The engine forwards no step metadata: plans go over the plan board (plan_board.h), stores only when a request ends.
+  bool reduced = false;
   // The engine gives blocks of running requests back (sliding window): what is stored is then taken from the block table of
   // the moment (HashSource::CurrentBlocks), never from what was allocated once.
   bool block_tables_change = false;
@@ -91,6 +93,12 @@ class SchedulerSession {
   void BlocksAllocated(std::string_view id, std::span<const uint32_t> block_ids,
                        uint32_t num_external_tokens);
   void RequestFinished(std::string_view id);
+  // Reduced mode, instead of RequestFinished: stores the request's full blocks, `block_ids` being its block table. True: the
+  // engine must hold the blocks until TakeFinishedStores names the request.
+  bool FinishWithStore(std::string_view id, std::span<const uint32_t> block_ids,
+                       uint32_t num_computed_tokens);
+  // Requests whose blocks need not be held any more, each once.
+  void TakeFinishedStores(std::vector<std::string>* ids);
   // A load that was promised ended on all ranks; `failed` when any block of it did not arrive.
   void LoadEnded(std::string_view id, bool failed);
   // True while a load of this request is under way.

@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "flexkv/client/daemon_link.h"
+#include "flexkv/client/plan_board.h"
 #include "flexkv/client/step_plan.h"
 
 namespace flexkv {
@@ -23,6 +24,7 @@ namespace {
 
 constexpr TimeNs kSegmentWaitNs = kNsPerSecond;  // a segment's packet is sent before the op that needs it
 constexpr TimeNs kPumpSleepNs = 100 * kNsPerMs;
+constexpr int kBoardWaitMs = 100;
 constexpr int kMessagesPerTurn = 64;
 constexpr uint32_t kMaxOpBlocks = shm::kMaxPayload / sizeof(shm::OpBlock);
 
@@ -90,19 +92,28 @@ struct WorkerSession::Impl {
   Report early;  // loads that failed before they reached the agent
   WorkerStats counters;
 
+  // Reduced mode.
+  std::unique_ptr<PlanBoardReader> board;          // engine thread only
+  std::unordered_map<OpKey, TimeNs> held_stores;   // engine thread only: key -> deadline
+  std::mutex ended_mutex;                          // innermost
+  std::vector<OpKey> ended_stores;                 // guarded by ended_mutex: seen by the pump
+
   void OnResult();
   void OnAttached(const std::shared_ptr<Channel>& channel);
   void OnLost();
   void RunPump();
   bool PumpOnce(Channel* channel);
   bool SendResults(Channel* channel);
+  void NoteEndedStores(std::span<const AgentResult> results);
 
   bool Parse(std::span<const std::byte> bytes);
   void FenceParsed();
   void SubmitOp(PlanOpView& view, bool is_attached);
   void Fail(const std::string& request_id, std::span<const uint32_t> block_ids);
   void TakeAgentResults(Report* report);
-  void GiveUpLoads(Report* report);
+  void GiveUpLoads(Report* report, bool all);
+  void SubmitStore(EngineHalf half, bool is_attached);
+  void AnswerStores(bool all);
 };
 
 void WorkerSession::Impl::OnResult() {
@@ -186,7 +197,9 @@ bool WorkerSession::Impl::PumpOnce(Channel* channel) {
 // REQUIRES: pump_mutex. True when something was sent.
 bool WorkerSession::Impl::SendResults(Channel* channel) {
   if (results_waiting.exchange(false, std::memory_order_seq_cst)) {
+    const size_t before = backlog.size();
     agent->TakeDaemonResults(&backlog);
+    if (options.reduced) NoteEndedStores(std::span(backlog).subspan(before));
   }
   size_t sent = 0;
   for (; sent < backlog.size(); ++sent) {
@@ -201,6 +214,13 @@ bool WorkerSession::Impl::SendResults(Channel* channel) {
   }
   backlog.erase(backlog.begin(), backlog.begin() + static_cast<ptrdiff_t>(sent));
   return sent > 0;
+}
+
+void WorkerSession::Impl::NoteEndedStores(std::span<const AgentResult> results) {
+  std::lock_guard<std::mutex> lock(ended_mutex);
+  for (const AgentResult& result : results) {
+    if (result.route == Route::kDeviceToCpu) ended_stores.push_back(result.key);
+  }
 }
 
 bool WorkerSession::Impl::Parse(std::span<const std::byte> bytes) {
@@ -232,7 +252,7 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
   half.route = static_cast<Route>(view.op.route);
   if (half.route != Route::kCpuToDevice) {
     half.block_ids = std::move(view.block_ids);
-    agent->SubmitEngineHalf(std::move(half)).IgnoreError();  // a store not taken is a future miss
+    SubmitStore(std::move(half), is_attached);
     return;
   }
   if (view.op.dead != 0 || !is_attached) {
@@ -247,6 +267,41 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
     return;
   }
   loads.emplace(view.op.key, std::move(load));
+}
+
+void WorkerSession::Impl::SubmitStore(EngineHalf half, bool is_attached) {
+  const OpKey key = half.key;
+  const bool taken = is_attached && agent->SubmitEngineHalf(std::move(half)).ok();
+  if (!options.reduced) return;  // a store not taken is a future miss
+  if (taken) {
+    held_stores.emplace(key, clock.Now() + options.load_timeout_ms * kNsPerMs);
+  } else if (board != nullptr) {
+    board->Answer(key);
+  }
+}
+
+// Answers stores that are over, so that the engine frees their blocks: nothing reads them any more.
+void WorkerSession::Impl::AnswerStores(bool all) {
+  if (board == nullptr) return;
+  std::vector<OpKey> ended;
+  {
+    std::lock_guard<std::mutex> lock(ended_mutex);
+    ended.swap(ended_stores);
+  }
+  for (OpKey key : ended) {
+    if (held_stores.erase(key) > 0) board->Answer(key);
+  }
+  if (held_stores.empty()) return;
+  const TimeNs now = clock.Now();
+  for (auto it = held_stores.begin(); it != held_stores.end();) {
+    if (!all && now < it->second) {
+      ++it;
+      continue;
+    }
+    agent->Revoke(it->first);
+    board->Answer(it->first);
+    it = held_stores.erase(it);
+  }
 }
 
 void WorkerSession::Impl::TakeAgentResults(Report* report) {
@@ -265,8 +320,7 @@ void WorkerSession::Impl::TakeAgentResults(Report* report) {
 }
 
 // Revokes loads that are too old, and all of them after the daemon was lost.
-void WorkerSession::Impl::GiveUpLoads(Report* report) {
-  const bool all = lost.exchange(false, std::memory_order_acq_rel);
+void WorkerSession::Impl::GiveUpLoads(Report* report, bool all) {
   if (loads.empty()) return;
   const TimeNs now = clock.Now();
   for (auto it = loads.begin(); it != loads.end();) {
@@ -351,14 +405,30 @@ void WorkerSession::Bind(std::span<const std::byte> plan) {
 
 void WorkerSession::StepDone() { impl_->agent->StepDone(); }
 
+void WorkerSession::TakeBoardPlans() {
+  Impl& impl = *impl_;
+  if (impl.board == nullptr) {
+    absl::StatusOr<std::unique_ptr<PlanBoardReader>> board = PlanBoardReader::Open(
+        impl.options.engine_id, impl.options.rank, impl.options.world_size, kBoardWaitMs);
+    if (!board.ok()) return;  // the scheduler's half is not up yet: it has published nothing
+    impl.board = *std::move(board);
+  }
+  std::vector<std::byte> plan;
+  while (impl.board->Next(&plan)) Bind(plan);
+  StepDone();
+}
+
 void WorkerSession::Poll(Report* report) {
   report->loads.clear();
   report->failed_block_ids.clear();
   std::swap(*report, impl_->early);
-  if (!impl_->loads.empty() || impl_->lost.load(std::memory_order_relaxed)) {
+  const bool lost = impl_->lost.load(std::memory_order_relaxed) &&
+                    impl_->lost.exchange(false, std::memory_order_acq_rel);
+  if (!impl_->loads.empty()) {
     impl_->TakeAgentResults(report);
-    impl_->GiveUpLoads(report);
+    impl_->GiveUpLoads(report, lost);
   }
+  if (impl_->options.reduced) impl_->AnswerStores(lost);
   impl_->counters.loads_reported += report->loads.size();
 }
 

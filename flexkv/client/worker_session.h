@@ -25,7 +25,8 @@ struct WorkerOptions {
   uint64_t engine_id[2] = {};
   uint32_t rank = 0;
   uint32_t world_size = 1;
-  uint32_t load_timeout_ms = 10000;
+  uint32_t load_timeout_ms = 10000;  // in the reduced mode, for stores too
+  bool reduced = false;              // plans come over the plan board, not through Fence and Bind (plan_board.h)
   DeviceAgent::Options agent;
 };
 
@@ -49,6 +50,9 @@ class WorkerSession {
   void Bind(std::span<const std::byte> plan);
   // The forward of the last bound plan is over: its stores may read.
   void StepDone();
+  // Reduced mode: takes the plans on the board. Their stores may read at once: they are of requests that are over and
+  // whose blocks the engine holds until the store is answered.
+  void TakeBoardPlans();
 
   struct Report {
     std::vector<std::string> loads;            // request ids whose load ended, well or not

@@ -1,0 +1,378 @@
+// A table of keys: each has a name and a function that checks a JSON value and stores it. Everything the
+// reader knows about a key stands in its row; keys of parts that this build lacks stand in a second table.
+#include "flexkv/server/config.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "flexkv/base/units.h"
+#include "flexkv/storage/segment_store.h"
+
+namespace flexkv {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kMinCacheBytes = 2ull << 20;
+
+// JSON as it appears in a message: one line, short.
+std::string Shown(const Json& value) {
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > 40) text = text.substr(0, 37) + "...";
+  return text;
+}
+
+absl::Status Bad(const Json& value, std::string_view wanted) {
+  return absl::InvalidArgumentError(absl::StrCat("must be ", std::string(wanted), ", not ", Shown(value)));
+}
+
+absl::Status ReadBool(const Json& value, bool* target) {
+  if (!value.is_boolean()) return Bad(value, "true or false");
+  *target = value.get<bool>();
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status ReadInteger(const Json& value, uint64_t least, uint64_t most, T* target) {
+  const std::string wanted = most == std::numeric_limits<uint64_t>::max()
+                                 ? absl::StrCat("a whole number of at least ", least)
+                                 : absl::StrCat("a whole number from ", least, " to ", most);
+  if (!value.is_number_unsigned()) return Bad(value, wanted);
+  const uint64_t number = value.get<uint64_t>();
+  if (number < least || number > most) return Bad(value, wanted);
+  *target = static_cast<T>(number);
+  return absl::OkStatus();
+}
+
+absl::Status ReadString(const Json& value, std::string* target) {
+  if (!value.is_string()) return Bad(value, "a string");
+  *target = value.get<std::string>();
+  if (target->find('\0') != std::string::npos) return Bad(value, "a string without zero bytes");
+  return absl::OkStatus();
+}
+
+absl::Status ReadSize(const Json& value, const ConfigContext& context, uint64_t least, uint64_t* target) {
+  uint64_t bytes = 0;
+  if (value.is_number_unsigned()) {
+    bytes = value.get<uint64_t>();
+  } else if (value.is_string()) {
+    absl::StatusOr<uint64_t> parsed = ParseBytes(value.get<std::string>(), context.available_memory_bytes);
+    if (!parsed.ok()) return parsed.status();
+    bytes = *parsed;
+  } else {
+    return Bad(value, "a number of bytes, or a string such as \"200GB\" or \"25%\"");
+  }
+  if (bytes < least) return Bad(value, absl::StrCat("at least ", FormatBytes(least)));
+  *target = bytes;
+  return absl::OkStatus();
+}
+
+absl::Status ReadCacheBytes(const Json& value, const ConfigContext& context, DaemonConfig* config) {
+  if (absl::Status status = ReadSize(value, context, kMinCacheBytes, &config->cpu_cache_bytes); !status.ok()) {
+    return status;
+  }
+  const uint64_t available = context.available_memory_bytes;
+  if (available != 0 && config->cpu_cache_bytes > available) {
+    return absl::InvalidArgumentError(absl::StrCat(FormatBytes(config->cpu_cache_bytes), " is more than the ",
+                                                   FormatBytes(available), " of memory available"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadRatio(const Json& value, bool zero_allowed, double* target) {
+  const std::string wanted = zero_allowed ? "a number from 0 to 1" : "a number above 0, at most 1";
+  if (!value.is_number()) return Bad(value, wanted);
+  const double number = value.get<double>();
+  if (!(number >= 0 && number <= 1) || (number == 0 && !zero_allowed)) return Bad(value, wanted);
+  *target = number;
+  return absl::OkStatus();
+}
+
+absl::Status ReadChoice(const Json& value, const std::vector<std::string>& choices, std::string* target) {
+  if (absl::Status status = ReadString(value, target); !status.ok()) return status;
+  if (std::find(choices.begin(), choices.end(), *target) != choices.end()) return absl::OkStatus();
+  return Bad(value, absl::StrCat("one of ", absl::StrJoin(choices, ", ")));
+}
+
+absl::Status ReadSocketDir(const Json& value, std::string* target) {
+  if (absl::Status status = ReadString(value, target); !status.ok()) return status;
+  if (target->empty()) return absl::OkStatus();
+  if (target->front() != '/') return Bad(value, "an absolute path");
+  std::string parent = *target;
+  while (parent.size() > 1 && parent.back() == '/') parent.pop_back();
+  parent = parent.substr(0, std::max<size_t>(1, parent.rfind('/')));
+  struct stat info {};
+  if (stat(parent.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat("the directory ", parent, " does not exist"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadUids(const Json& value, std::vector<uid_t>* target) {
+  constexpr uint64_t kMaxUid = std::numeric_limits<uid_t>::max() - 1;
+  if (!value.is_array() || value.empty()) return Bad(value, "a list of user ids such as [1000]");
+  target->clear();
+  for (const Json& item : value) {
+    uid_t uid = 0;
+    if (absl::Status status = ReadInteger(item, 0, kMaxUid, &uid); !status.ok()) return status;
+    target->push_back(uid);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadNumaNode(const Json& value, int* target) {
+  if (value.is_number_integer() && value.get<int64_t>() == -1) {
+    *target = -1;
+    return absl::OkStatus();
+  }
+  if (absl::Status status = ReadInteger(value, 0, 1023, target); !status.ok()) {
+    return Bad(value, "a NUMA node, or -1 for none");
+  }
+  const std::string path = absl::StrCat("/sys/devices/system/node/node", *target);
+  if (*target != 0 && access(path.c_str(), F_OK) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("this machine has no NUMA node ", *target));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadMetrics(const Json& value, std::string* target) {
+  if (absl::Status status = ReadString(value, target); !status.ok()) return status;
+  return target->empty() ? absl::OkStatus() : ParseLoopback(*target).status();
+}
+
+absl::Status ReadTokensPerBlock(const Json& value, uint32_t* target) {
+  if (absl::Status status = ReadInteger(value, 0, 1u << 20, target); !status.ok()) return status;
+  if (*target == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "values other than 0 (the engine's block size) are not in this build");
+}
+
+struct Key {
+  const char* name;
+  absl::Status (*read)(const Json& value, const ConfigContext& context, DaemonConfig* config);
+};
+
+#define FLEXKV_KEY(name, expression)                                                                   \
+  Key {                                                                                                \
+    name, [](const Json& v, const ConfigContext& context, DaemonConfig* c) -> absl::Status {           \
+      (void)context;                                                                                   \
+      return expression;                                                                               \
+    }                                                                                                  \
+  }
+
+constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+constexpr uint64_t kDayMs = 24ull * 3600 * 1000;
+
+const std::vector<std::string>& LogLevels() {
+  static const auto* levels =
+      new std::vector<std::string>{"trace", "debug", "info", "warning", "error", "critical", "off"};
+  return *levels;
+}
+
+const std::array<Key, 20> kKeys = {{
+    FLEXKV_KEY("cpu_cache_bytes", ReadCacheBytes(v, context, c)),
+    FLEXKV_KEY("num_cpu_blocks", ReadInteger(v, 1, kNoLimit, &c->num_cpu_blocks)),
+    FLEXKV_KEY("segment_bytes", ReadSize(v, context, kSegmentAlign, &c->segment_bytes)),
+    FLEXKV_KEY("evict_ratio", ReadRatio(v, true, &c->evict_ratio)),
+    FLEXKV_KEY("evict_start_ratio", ReadRatio(v, false, &c->evict_start_ratio)),
+    FLEXKV_KEY("eviction_policy", ReadChoice(v, {"lru"}, &c->eviction_policy)),
+    FLEXKV_KEY("tokens_per_block", ReadTokensPerBlock(v, &c->tokens_per_block)),
+    FLEXKV_KEY("lease_timeout_ms", ReadInteger(v, 1, kDayMs, &c->lease_timeout_ms)),
+    FLEXKV_KEY("socket_dir", ReadSocketDir(v, &c->socket_dir)),
+    FLEXKV_KEY("allowed_uids", ReadUids(v, &c->allowed_uids)),
+    FLEXKV_KEY("use_hugetlb", ReadBool(v, &c->use_hugetlb)),
+    FLEXKV_KEY("use_thp", ReadBool(v, &c->use_thp)),
+    FLEXKV_KEY("lock_memory", ReadBool(v, &c->lock_memory)),
+    FLEXKV_KEY("prefault", ReadBool(v, &c->prefault)),
+    FLEXKV_KEY("numa_node", ReadNumaNode(v, &c->numa_node)),
+    FLEXKV_KEY("metrics", ReadMetrics(v, &c->metrics)),
+    FLEXKV_KEY("idle_exit_s", ReadInteger(v, 0, 1u << 30, &c->idle_exit_s)),
+    FLEXKV_KEY("max_engines", ReadInteger(v, 1, 1024, &c->max_engines)),
+    FLEXKV_KEY("log_level", ReadChoice(v, LogLevels(), &c->log_level)),
+    FLEXKV_KEY("spin_us", ReadInteger(v, 0, 1000, &c->spin_us)),
+}};
+#undef FLEXKV_KEY
+
+// Keys that other builds know. Their "off" values are accepted, so that one file serves several builds.
+constexpr std::array<const char*, 14> kOtherBuilds = {
+    "enable_ssd",         "ssd_cache_dir",       "num_ssd_blocks",   "ssd_cache_iouring_entries", "ssd_cache_bytes",
+    "enable_remote",      "num_remote_blocks",   "remote_cache_bytes",
+    "use_ce_transfer_h2d", "use_ce_transfer_d2h", "transfer_sms_h2d", "transfer_sms_d2h",
+    "enable_trace",       "trace_file_path"};
+
+bool IsOff(const Json& value) {
+  return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
+         (value.is_number() && value.get<double>() == 0) || (value.is_string() && value.get<std::string>().empty());
+}
+
+absl::Status UnknownKey(const std::string& name) {
+  std::vector<std::string> known(std::begin(kOtherBuilds), std::end(kOtherBuilds));
+  for (const Key& key : kKeys) known.emplace_back(key.name);
+  const std::string nearest = NearestName(name, known);
+  return absl::InvalidArgumentError(nearest.empty() ? "unknown key"
+                                                    : absl::StrCat("unknown key; did you mean ", nearest, "?"));
+}
+
+absl::Status ReadKey(const std::string& name, const Json& value, const ConfigContext& context,
+                     DaemonConfig* config) {
+  for (const Key& key : kKeys) {
+    if (name == key.name) return key.read(value, context, config);
+  }
+  for (const char* other : kOtherBuilds) {
+    if (name != other) continue;
+    return IsOff(value) ? absl::OkStatus() : absl::InvalidArgumentError("not in this build");
+  }
+  return UnknownKey(name);
+}
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+// Keys as shown in messages: printable and short, whatever the file holds.
+std::string ShownKey(const std::string& key) {
+  std::string shown = key.substr(0, 60);
+  for (char& c : shown) {
+    if (c < 0x20 || c > 0x7e) c = '?';
+  }
+  return shown;
+}
+
+}  // namespace
+
+ConfigContext SystemConfigContext() { return {AvailableMemoryBytes(), geteuid()}; }
+
+void FinishConfig(const ConfigContext& context, DaemonConfig* config) {
+  constexpr uint64_t kUnknownMachine = 1ull << 30;
+  if (config->cpu_cache_bytes == 0) {
+    config->cpu_cache_bytes =
+        std::max(kMinCacheBytes, context.available_memory_bytes == 0 ? kUnknownMachine
+                                                                     : context.available_memory_bytes / 4);
+  }
+  if (config->allowed_uids.empty()) config->allowed_uids.push_back(context.own_uid);
+}
+
+absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, const ConfigContext& context) {
+  const Json root = Json::parse(text.begin(), text.end(), nullptr, false, true);
+  if (root.is_discarded()) return absl::InvalidArgumentError("not valid JSON");
+  if (!root.is_object()) return absl::InvalidArgumentError("must be a JSON object");
+  const Json* object = &root;
+  if (root.contains("cache_config")) {
+    if (root.size() != 1) {
+      return absl::InvalidArgumentError("cache_config: must be the only key where it is used");
+    }
+    object = &root["cache_config"];
+    if (!object->is_object()) return absl::InvalidArgumentError("cache_config: must be a JSON object");
+  }
+  DaemonConfig config;
+  for (const auto& [name, value] : object->items()) {
+    if (absl::Status status = ReadKey(name, value, context, &config); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(ShownKey(name), ": ", status.message()));
+    }
+  }
+  FinishConfig(context, &config);
+  return config;
+}
+
+absl::StatusOr<DaemonConfig> ReadConfigFile(const std::string& path, const ConfigContext& context) {
+  struct stat info {};
+  std::ifstream file(path, std::ios::binary);
+  if (!file || stat(path.c_str(), &info) != 0 || S_ISDIR(info.st_mode)) {
+    return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  }
+  constexpr std::streamsize kMaxConfigBytes = 1 << 20;
+  std::string text(static_cast<size_t>(kMaxConfigBytes) + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (file.gcount() > kMaxConfigBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": larger than 1 MiB"));
+  }
+  text.resize(static_cast<size_t>(file.gcount()));
+  absl::StatusOr<DaemonConfig> config = ParseConfig(text, context);
+  if (!config.ok()) return absl::InvalidArgumentError(absl::StrCat(path, ": ", config.status().message()));
+  return config;
+}
+
+absl::Status SetCpuCacheBytes(std::string_view text, const ConfigContext& context, DaemonConfig* config) {
+  absl::Status status = ReadCacheBytes(Json(std::string(text)), context, config);
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat("cpu_cache_bytes: ", status.message()));
+}
+
+std::string ConfigToJson(const DaemonConfig& config) {
+  Json json;
+  json["cpu_cache_bytes"] = config.cpu_cache_bytes;
+  if (config.num_cpu_blocks != 0) json["num_cpu_blocks"] = config.num_cpu_blocks;
+  json["segment_bytes"] = config.segment_bytes;
+  json["use_hugetlb"] = config.use_hugetlb;
+  json["use_thp"] = config.use_thp;
+  json["lock_memory"] = config.lock_memory;
+  json["prefault"] = config.prefault;
+  json["numa_node"] = config.numa_node;
+  json["eviction_policy"] = config.eviction_policy;
+  json["evict_ratio"] = config.evict_ratio;
+  json["evict_start_ratio"] = config.evict_start_ratio;
+  json["tokens_per_block"] = config.tokens_per_block;
+  json["lease_timeout_ms"] = config.lease_timeout_ms;
+  json["socket_dir"] = config.socket_dir;
+  json["allowed_uids"] = config.allowed_uids;
+  json["max_engines"] = config.max_engines;
+  json["metrics"] = config.metrics;
+  json["idle_exit_s"] = config.idle_exit_s;
+  json["spin_us"] = config.spin_us;
+  json["log_level"] = config.log_level;
+  return Json{{"cache_config", json}}.dump(2, ' ', true, Json::error_handler_t::replace);
+}
+
+std::string NearestName(std::string_view name, const std::vector<std::string>& known) {
+  if (name.size() > 64) return "";
+  std::string best;
+  size_t best_distance = std::max<size_t>(3, name.size() / 2) + 1;
+  for (const std::string& candidate : known) {
+    const size_t distance = EditDistance(name, candidate);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+absl::StatusOr<HostPort> ParseLoopback(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  HostPort result;
+  if (colon == std::string::npos || !absl::SimpleAtoi(text.substr(colon + 1), &result.port) || result.port < 0 ||
+      result.port > 65535) {
+    return absl::InvalidArgumentError("must be \"\" or HOST:PORT such as \"127.0.0.1:9090\"");
+  }
+  result.host = text.substr(0, colon);
+  if (result.host == "[::1]") result.host = "::1";
+  if (result.host != "127.0.0.1" && result.host != "::1" && result.host != "localhost") {
+    return absl::InvalidArgumentError(
+        "only a loopback address is allowed (127.0.0.1, [::1] or localhost); metrics carry no authentication");
+  }
+  return result;
+}
+
+}  // namespace flexkv

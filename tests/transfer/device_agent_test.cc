@@ -220,6 +220,15 @@ TEST_F(DeviceAgentTest, NewBootIdEndsEverythingOfTheOldOne) {
   harness.Daemon(2, kLoad, {0}, kBoot + 1);
   EXPECT_EQ(harness.WaitEngine(2).status, OpStatus::kOk);
 
+  // A late half of the old daemon does not meet a new engine half, nor does it harm it.
+  ASSERT_TRUE(harness.Engine(20, kLoad, {7}).ok());
+  harness.Daemon(20, kLoad, {0}, kBoot);
+  EXPECT_EQ(harness.WaitDaemon(20).status, OpStatus::kFailed);
+  EXPECT_FALSE(harness.HasEngineResult(20));
+  EXPECT_TRUE(harness.memory.Holds(7, HashFromNumber(7)));
+  harness.Daemon(20, kLoad, {0}, kBoot + 1);
+  EXPECT_EQ(harness.WaitEngine(20).status, OpStatus::kOk);
+
   harness.agent->SetBootId(0);  // detached: nothing is promised
   ASSERT_TRUE(harness.Engine(9, kLoad, {4}).ok());
   EXPECT_EQ(harness.WaitEngine(9).status, OpStatus::kFailed);

@@ -60,6 +60,33 @@ TEST_P(LayoutTest, BlocksCopiedInOneRunAreThoseCopiedOneByOne) {
 INSTANTIATE_TEST_SUITE_P(Shapes, LayoutTest, testing::ValuesIn(AllShapes()),
                          [](const auto& param) { return param.param.name; });
 
+// All loops a view may have, innermost fastest, against plain nested loops.
+TEST(BlockCopierTest, FourNestedLoopsInTheOrderTheyAreGiven) {
+  std::vector<std::byte> tensor(2 * 4096);
+  FillContent(HashFromNumber(3), 0, tensor);
+  const LayerView view{.base = reinterpret_cast<uintptr_t>(tensor.data()),
+                       .block_stride_bytes = 4096,
+                       .fragment_bytes = 12,
+                       .outer = {{3, 16}, {2, 1024}, {4, 64}, {2, 512}}};
+  std::vector<std::byte> packed(view.block_bytes());
+  {
+    BlockCopier copier;
+    copier.Gather(view, 1, packed.data());
+  }
+  size_t at = 0;
+  for (size_t a = 0; a < 3; ++a) {
+    for (size_t b = 0; b < 2; ++b) {
+      for (size_t c = 0; c < 4; ++c) {
+        for (size_t d = 0; d < 2; ++d, at += 12) {
+          const size_t from = 4096 + a * 16 + b * 1024 + c * 64 + d * 512;
+          ASSERT_TRUE(ContentMatches(HashFromNumber(3), 0, {packed.data() + at, 12}, from));
+        }
+      }
+    }
+  }
+  EXPECT_EQ(at, packed.size());
+}
+
 TEST(StreamCopyTest, EveryInstructionSetCopiesEveryAlignmentAndLength) {
   std::vector<std::pair<std::string, internal::StreamCopyFn>> sets = {{"sse2", &internal::StreamCopySse2}};
   if (__builtin_cpu_supports("avx2")) sets.emplace_back("avx2", &internal::StreamCopyAvx2);

@@ -1,0 +1,335 @@
+// A seeded engine and daemon beside a real agent. The engine breaks no rule but does everything a rule allows at the worst
+// moment: fenced blocks are overwritten as soon as FenceBlocks returns, blocks of revoked loads as soon as
+// Revoke returns. The daemon's halves come late, early, twice, from an old boot, refused or never.
+//
+// Checked: a store's slot holds what its block held when it was submitted, or is reported failed; a load's block holds its
+// slot, or is reported; no block ever changes under its owner; every daemon half is answered once, every load
+// half once unless revoked.
+#include <atomic>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <thread>
+
+#include "flexkv/base/fault.h"
+#include "gtest/gtest.h"
+#include "tests/support/test_seed.h"
+#include "tests/transfer/agent_harness.h"
+
+namespace flexkv {
+namespace {
+
+constexpr uint32_t kBlocks = 24;
+constexpr uint32_t kSlots = 60;
+
+// Submits daemon halves from a thread of its own, some later than others.
+class DaemonThread {
+ public:
+  DaemonThread(DeviceAgent* agent, uint64_t seed) : agent_(*agent), rng_(seed), thread_([this] { Run(); }) {}
+  ~DaemonThread() {
+    stop_ = true;
+    thread_.join();
+  }
+  void Post(DaemonHalf half) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    queue_.push_back(std::move(half));
+  }
+
+ private:
+  void Run() {
+    for (;;) {
+      std::optional<DaemonHalf> half;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!queue_.empty()) {
+          half = std::move(queue_.front());
+          queue_.pop_front();
+        } else if (stop_) {
+          return;
+        }
+      }
+      if (rng_.OneIn(3)) std::this_thread::sleep_for(std::chrono::microseconds(rng_.Below(300)));
+      if (half.has_value()) {
+        agent_.SubmitDaemonHalf(*std::move(half));
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+    }
+  }
+
+  DeviceAgent& agent_;
+  TestRng rng_;
+  std::mutex mutex_;
+  std::deque<DaemonHalf> queue_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+struct StressOp {
+  Route route = Route::kDeviceToCpu;
+  std::vector<uint32_t> blocks, slots;
+  std::vector<BlockHash> hashes;   // what each slot shall hold (store) or holds (load)
+  uint32_t daemon_halves = 0;      // posted
+  uint32_t answers = 0;
+  bool engine_waits = false;       // a load that still owes its result
+};
+
+class Stress {
+ public:
+  Stress(const Shape& shape, DeviceAgent::Options options, uint64_t seed)
+      : rng_(seed), harness_(shape, options, kBlocks, kSlots / 2),
+        daemon_(std::make_unique<DaemonThread>(harness_.agent.get(), seed + 1)),
+        block_hash_(kBlocks), loading_(kBlocks, false), slot_hash_(kSlots), slot_busy_(kSlots, false) {
+    for (uint32_t block = 0; block < kBlocks; ++block) block_hash_[block] = HashFromNumber(block);
+  }
+
+  void Step() {
+    switch (rng_.Below(14)) {
+      case 0: case 1: case 2: case 3: StartStore(); break;
+      case 4: case 5: case 6: StartLoad(); break;
+      case 7: case 8: harness_.agent->StepDone(); break;
+      case 9: case 10: FenceAndOverwrite(); break;
+      case 11: RevokeOne(); break;
+      case 12: if (rng_.OneIn(20)) NewBoot(); break;
+      default: std::this_thread::sleep_for(std::chrono::microseconds(rng_.Below(400))); break;
+    }
+    Collect();
+  }
+
+  // Lets everything end and checks the books.
+  void Finish() {
+    harness_.agent->StepDone();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (Outstanding() > 0 && std::chrono::steady_clock::now() < deadline) {
+      for (auto& [key, op] : ops_) {
+        if (op.engine_waits && op.daemon_halves == 0) Revoke(key);  // its daemon half will not come
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      Collect();
+    }
+    daemon_.reset();
+    Collect();
+    EXPECT_FALSE(harness_.agent->Busy());
+    for (const auto& [key, op] : ops_) {
+      EXPECT_EQ(op.answers, op.daemon_halves) << "op " << key;
+      EXPECT_FALSE(op.engine_waits) << "op " << key;
+    }
+    CheckBlocks();
+    EXPECT_TRUE(harness_.memory.PaddingIntact());
+  }
+
+  uint64_t stored_ok = 0, loaded_ok = 0, failed = 0;
+
+ private:
+  uint32_t Outstanding() const {
+    uint32_t count = 0;
+    for (const auto& [key, op] : ops_) count += op.engine_waits + (op.answers < op.daemon_halves);
+    return count;
+  }
+
+  std::vector<uint32_t> PickBlocks(uint32_t most) {
+    std::set<uint32_t> blocks;
+    for (uint64_t i = 1 + rng_.Below(most); i > 0; --i) {
+      const uint32_t block = static_cast<uint32_t>(rng_.Below(kBlocks));
+      if (!loading_[block]) blocks.insert(block);
+    }
+    return {blocks.begin(), blocks.end()};
+  }
+
+  void Post(OpKey key, StressOp* op) {
+    DaemonHalf half{.boot_id = boot_, .key = key, .route = op->route};
+    for (uint32_t i = 0; i < op->slots.size(); ++i) half.blocks.push_back(harness_.PlaceOf(op->slots[i], i));
+    if (rng_.OneIn(12)) return;  // never comes
+    half.refused = rng_.OneIn(25);
+    ++op->daemon_halves;
+    daemon_->Post(half);
+  }
+
+  void Submit(OpKey key, StressOp* op) {
+    const bool daemon_first = rng_.OneIn(2);
+    if (daemon_first) Post(key, op);
+    if (daemon_first && rng_.OneIn(3)) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (op->route == Route::kCpuToDevice || !rng_.OneIn(12)) {
+      ASSERT_TRUE(harness_.Engine(key, op->route, op->blocks).ok());
+    }
+    if (!daemon_first) Post(key, op);
+    if (op->daemon_halves > 0) return;
+    for (uint32_t slot : op->slots) Unuse(*op, slot);
+  }
+
+  void Unuse(const StressOp& op, uint32_t slot) {
+    if (op.route == Route::kDeviceToCpu) slot_busy_[slot] = false;
+    else --readers_[slot];
+  }
+
+  void StartStore() {
+    StressOp op{.route = Route::kDeviceToCpu};
+    for (uint32_t block : PickBlocks(6)) {
+      const uint32_t slot = static_cast<uint32_t>(rng_.Below(kSlots));
+      if (slot_busy_[slot] || readers_[slot] > 0) continue;
+      slot_busy_[slot] = true;
+      slot_hash_[slot].reset();
+      op.blocks.push_back(block);
+      op.slots.push_back(slot);
+      op.hashes.push_back(block_hash_[block]);
+    }
+    if (op.blocks.empty()) return;
+    const OpKey key = next_key_++;
+    Submit(key, &ops_.emplace(key, std::move(op)).first->second);
+  }
+
+  void StartLoad() {
+    StressOp op{.route = Route::kCpuToDevice, .engine_waits = true};
+    for (uint32_t block : PickBlocks(6)) {
+      const uint32_t slot = static_cast<uint32_t>(rng_.Below(kSlots));
+      if (slot_busy_[slot] || !slot_hash_[slot].has_value()) continue;
+      ++readers_[slot];
+      loading_[block] = true;
+      op.blocks.push_back(block);
+      op.slots.push_back(slot);
+      op.hashes.push_back(*slot_hash_[slot]);
+    }
+    if (op.blocks.empty()) return;
+    harness_.agent->FenceBlocks(op.blocks);  // they have a new owner
+    const OpKey key = next_key_++;
+    Submit(key, &ops_.emplace(key, std::move(op)).first->second);
+  }
+
+  void Own(uint32_t block) {
+    block_hash_[block] = HashFromNumber(1000 + next_hash_++);
+    harness_.memory.Fill(block, block_hash_[block]);
+  }
+
+  void FenceAndOverwrite() {
+    const std::vector<uint32_t> blocks = PickBlocks(8);
+    harness_.agent->FenceBlocks(blocks);
+    for (uint32_t block : blocks) Own(block);
+  }
+
+  void Revoke(OpKey key) {
+    StressOp& op = ops_.at(key);
+    harness_.agent->Revoke(key);
+    if (op.route != Route::kCpuToDevice || !op.engine_waits) return;
+    op.engine_waits = false;
+    revoked_.insert(key);
+    for (uint32_t block : op.blocks) {
+      loading_[block] = false;
+      Own(block);
+    }
+  }
+
+  void RevokeOne() {
+    std::vector<OpKey> keys;
+    for (const auto& [key, op] : ops_) {
+      if (op.engine_waits || op.answers < op.daemon_halves) keys.push_back(key);
+    }
+    // A load whose result was taken is over for the engine; revoking it is harmless.
+    if (!keys.empty()) Revoke(keys[rng_.Below(keys.size())]);
+  }
+
+  void NewBoot() {
+    harness_.agent->SetBootId(++boot_);
+  }
+
+  void Collect() {
+    harness_.Collect();
+    // Engine results first: the content of a load is checked while its slot still counts as read.
+    for (const auto& [key, result] : harness_.engine_results) OnEngineResult(key, result);
+    for (const auto& [key, result] : harness_.daemon_results) OnDaemonResult(key, result);
+    harness_.engine_results.clear();
+    harness_.daemon_results.clear();
+    if (rng_.OneIn(50)) CheckBlocks();
+  }
+
+  void OnEngineResult(OpKey key, const AgentResult& result) {
+    StressOp& op = ops_.at(key);
+    ASSERT_FALSE(revoked_.contains(key)) << "reported after it was revoked";
+    ASSERT_TRUE(op.engine_waits) << "reported twice";
+    op.engine_waits = false;
+    const std::set<uint32_t> missing(result.failed_engine_blocks.begin(), result.failed_engine_blocks.end());
+    ASSERT_EQ(result.status == OpStatus::kOk, missing.empty());
+    for (size_t i = 0; i < op.blocks.size(); ++i) {
+      const uint32_t block = op.blocks[i];
+      loading_[block] = false;
+      if (missing.contains(block)) {
+        ++failed;
+        Own(block);
+        continue;
+      }
+      ++loaded_ok;
+      block_hash_[block] = op.hashes[i];
+      ASSERT_TRUE(harness_.memory.Holds(block, op.hashes[i])) << "op " << key << " block " << block;
+    }
+  }
+
+  void OnDaemonResult(OpKey key, const AgentResult& result) {
+    StressOp& op = ops_.at(key);
+    ++op.answers;
+    const std::set<uint32_t> missing(result.failed.begin(), result.failed.end());
+    for (uint32_t i = 0; i < op.slots.size(); ++i) {
+      Unuse(op, op.slots[i]);
+      if (op.route == Route::kCpuToDevice || missing.contains(i)) continue;
+      ++stored_ok;
+      slot_hash_[op.slots[i]] = op.hashes[i];
+      ASSERT_TRUE(harness_.SlotHolds(op.slots[i], op.hashes[i])) << "op " << key << " slot " << op.slots[i];
+    }
+  }
+
+  void CheckBlocks() {
+    for (uint32_t block = 0; block < kBlocks; ++block) {
+      if (loading_[block]) continue;
+      ASSERT_TRUE(harness_.memory.Holds(block, block_hash_[block])) << "block " << block << " changed under its owner";
+    }
+  }
+
+  TestRng rng_;
+  AgentHarness harness_;
+  std::unique_ptr<DaemonThread> daemon_;
+  uint64_t boot_ = kBoot;
+  OpKey next_key_ = 1;
+  uint64_t next_hash_ = 0;
+  std::map<OpKey, StressOp> ops_;
+  std::set<OpKey> revoked_;
+  std::vector<BlockHash> block_hash_;
+  std::vector<bool> loading_;
+  std::vector<std::optional<BlockHash>> slot_hash_;
+  std::vector<bool> slot_busy_;  // a store writes it
+  std::map<uint32_t, int> readers_;
+};
+
+class AgentStressTest : public testing::Test {
+ protected:
+  void TearDown() override { ASSERT_TRUE(ArmFaults("").ok()); }
+  void RunRounds(int rounds, int steps, int pause_us, const char* faults) {
+    TestRng rng(TestSeed());
+    ASSERT_TRUE(ArmFaults(faults).ok());
+    uint64_t stored = 0, loaded = 0, failed = 0;
+    const std::vector<Shape> shapes = AllShapes();
+    for (int round = 0; round < rounds && !HasFailure(); ++round) {
+      const uint64_t chunk_bytes[] = {1, 3000, 1 << 20};
+      Stress stress(shapes[rng.Below(shapes.size())],
+                    {.chunk_bytes = chunk_bytes[rng.Below(3)], .orphan_timeout_ns = 30 * kNsPerMs}, rng.Next());
+      for (int step = 0; step < steps && !HasFailure(); ++step) {
+        stress.Step();
+        std::this_thread::sleep_for(std::chrono::microseconds(rng.Below(static_cast<uint64_t>(2 * pause_us))));
+      }
+      stress.Finish();
+      stored += stress.stored_ok;
+      loaded += stress.loaded_ok;
+      failed += stress.failed;
+    }
+    std::printf("stored %lu, loaded %lu, failed loads of %lu blocks\n", stored, loaded, failed);
+    EXPECT_GT(stored, 0u);
+    EXPECT_GT(loaded, 0u);
+  }
+};
+
+TEST_F(AgentStressTest, KeepsEveryPromiseUnderRandomHistories) { RunRounds(12, 600, 100, "agent.fail_op:40"); }
+
+// Copies that take 20 ms: fences and revokes mostly meet a running chunk.
+TEST_F(AgentStressTest, KeepsEveryPromiseWhileCopiesAreSlow) { RunRounds(4, 500, 2000, "agent.slow_chunk:4"); }
+
+}  // namespace
+}  // namespace flexkv

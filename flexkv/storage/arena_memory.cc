@@ -71,8 +71,8 @@ int BindToNode(std::span<std::byte> range, int node) {
   std::vector<unsigned long> mask(static_cast<size_t>(node) / kBits + 1);
   mask.back() = 1ul << (static_cast<size_t>(node) % kBits);
   const unsigned long max_node = mask.size() * kBits + 1;  // the kernel takes one bit fewer
-  const long result = syscall(SYS_mbind, range.data(), range.size(), MPOL_BIND, mask.data(),
-                              max_node, 0);
+  const long result =
+      syscall(SYS_mbind, range.data(), range.size(), MPOL_BIND, mask.data(), max_node, 0);
   return result == 0 ? 0 : errno;
 }
 
@@ -107,8 +107,8 @@ uint64_t HugeBytesOf(std::span<const std::byte> mapping) {
   std::string line;
   bool inside = false;
   uint64_t huge_kib = 0;
-  // A mapping's entry starts with its range; locking or binding may have split ours into several. Newer mappings
-  // lie lower, so stopping behind ours usually spares the walk over older segments.
+  // A mapping's entry starts with its range; locking or binding may have split ours into several.
+  // Newer mappings lie lower, so stopping behind ours usually spares the walk over older segments.
   while (std::getline(smaps, line)) {
     unsigned long from = 0, to = 0, kib = 0;
     char name[64];

@@ -61,8 +61,9 @@ uint64_t FreeInCgroup(const std::string& directory, const CgroupNames& names) {
   return *limit > used ? *limit - used : 0;
 }
 
-// Least room of the cgroup and all above it. Inside a container the path may name directories that are
-// not mounted; those are skipped and the mount's root, which is the container's own group, still counts.
+// Least room of the cgroup and all above it. Inside a container the path may name directories that
+// are not mounted; those are skipped and the mount's root, which is the container's own group,
+// still counts.
 uint64_t FreeAlongPath(const std::string& mount, std::string path, const CgroupNames& names) {
   uint64_t free_bytes = UINT64_MAX;
   while (!path.empty() && path != "/") {

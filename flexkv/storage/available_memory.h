@@ -7,8 +7,8 @@
 
 namespace flexkv {
 
-// MemAvailable bounded by what every memory cgroup above the process leaves free; reclaimable file pages
-// count as free. 0 when meminfo cannot be read.
+// MemAvailable bounded by what every memory cgroup above the process leaves free; reclaimable file
+// pages count as free. 0 when meminfo cannot be read.
 uint64_t AvailableMemoryBytesIn(const std::string& proc_root, const std::string& cgroup_root);
 
 }  // namespace flexkv

@@ -1,9 +1,10 @@
-// Create makes, seals, maps and advises a memfd, which takes microseconds; a background thread then populates
-// it piece by piece, oldest segment first, and asks the kernel what pages it gave. The same thread lets go of
-// destroyed segments, since giving a GiB of pages back takes tens of milliseconds that the caller does not have.
+// Create makes, seals, maps and advises a memfd, which takes microseconds; a background thread then
+// populates it piece by piece, oldest segment first, and asks the kernel what pages it gave. The
+// same thread lets go of destroyed segments, since giving a GiB of pages back takes tens of
+// milliseconds that the caller does not have.
 //
-// Lifetime: the table and the thread share a segment, so a piece being populated stays mapped until it is done
-// even when Destroy comes in between.
+// Lifetime: the table and the thread share a segment, so a piece being populated stays mapped until
+// it is done even when Destroy comes in between.
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>

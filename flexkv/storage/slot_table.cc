@@ -1,10 +1,11 @@
-// One 32-bit word per slot: a used slot holds its reference count, a free one (kFreeBit) the number of
-// the next free slot of its group. So free lists cost nothing beside the counts.
+// One 32-bit word per slot: a used slot holds its reference count, a free one (kFreeBit) the number
+// of the next free slot of its group. So free lists cost nothing beside the counts.
 //
-// Open groups with room hang in one of 64 lists by fullness; a 64-bit mask of non-empty lists finds the fullest in one
-// instruction. List 0 holds groups without any used slot, so that an empty group is broken into only when nothing
-// else has room. With up to 63 slots a group the order by fullness is exact, else exact to 1/63 of a group, and the
-// group last allocated from stays first of its list, so equal groups do not fill in turns.
+// Open groups with room hang in one of 64 lists by fullness; a 64-bit mask of non-empty lists finds
+// the fullest in one instruction. List 0 holds groups without any used slot, so that an empty group
+// is broken into only when nothing else has room. With up to 63 slots a group the order by fullness
+// is exact, else exact to 1/63 of a group, and the group last allocated from stays first of its
+// list, so equal groups do not fill in turns.
 #include "flexkv/storage/slot_table.h"
 
 #include <algorithm>
@@ -35,7 +36,7 @@ struct Group {
   uint32_t first_free = kEndOfList;
   uint32_t used = 0;
   bool closed = false;
-  int list = -1;                // -1: full, closed or vacant
+  int list = -1;  // -1: full, closed or vacant
   uint32_t previous = kNoGroup, next = kNoGroup;
 
   bool present() const { return !words.empty(); }
@@ -49,7 +50,7 @@ struct SlotTable::Impl {
   std::vector<uint32_t> vacant;  // positions given back, reused before new ones
   uint32_t head[kLists];
   uint32_t tail[kLists];
-  uint64_t non_empty = 0;        // bit i: list i has a group
+  uint64_t non_empty = 0;  // bit i: list i has a group
   uint32_t num_groups = 0;
   uint64_t used = 0;
   uint64_t free_open = 0;
@@ -91,7 +92,8 @@ struct SlotTable::Impl {
 
   // The word of a slot; nullptr when there is no such slot.
   uint32_t* Word(SlotId slot) {
-    if (!slot.valid() || slot.tier() != options.tier || options.slots_per_group == 0) return nullptr;
+    if (!slot.valid() || slot.tier() != options.tier || options.slots_per_group == 0)
+      return nullptr;
     const uint32_t position = slot.index() / options.slots_per_group;
     if (position >= groups.size() || !groups[position].present()) return nullptr;
     return &groups[position].words[slot.index() % options.slots_per_group];
@@ -258,7 +260,8 @@ absl::Status SlotTable::CheckInvariants() const {
     if (absl::Status status = CheckGroup(group, position); !status.ok()) return status;
     used += group.used;
     (group.closed ? free_closed : free_open) += table.FreeIn(group);
-    if (group.list != table.ListFor(group)) return absl::InternalError("a group is in a wrong list");
+    if (group.list != table.ListFor(group))
+      return absl::InternalError("a group is in a wrong list");
     linked += group.list >= 0;
   }
   if (present != table.num_groups) return absl::InternalError("number of groups is wrong");

@@ -57,7 +57,8 @@ uint32_t AgentOp::DropFenced(const std::vector<bool>& fenced) {
 }
 
 AgentResult AgentOp::DaemonResult() const {
-  AgentResult result{.key = key, .route = route, .failed = failed, .bytes = bytes, .copy_ns = copy_ns};
+  AgentResult result{
+      .key = key, .route = route, .failed = failed, .bytes = bytes, .copy_ns = copy_ns};
   for (size_t at = position; at < places.size(); ++at) {
     result.failed.push_back(static_cast<uint32_t>(at));
   }

@@ -1,29 +1,42 @@
-// The executor that lives in the engine's worker process: copies between the engine's KV tensors and the
-// mapped arena on a native thread of its own. An op runs only when its two halves have met:
-//   engine half  what the engine's own step metadata says: key, direction, GPU block ids (SubmitEngineHalf)
-//   daemon half  what the daemon planned: key, direction, arena places                   (SubmitDaemonHalf)
+// The executor that lives in the engine's worker process: copies between the engine's KV tensors
+// and the mapped arena on a native thread of its own. An op runs only when its two halves have met:
+//   engine half  what the engine's own step metadata says: key, direction, GPU block ids
+//   (SubmitEngineHalf) daemon half  what the daemon planned: key, direction, arena places
+//   (SubmitDaemonHalf)
 //
 // Rules (design: "two halves meet"):
-//  - Stores become runnable only after the step that fills their blocks: SubmitEngineHalf tags stores with the
+//  - Stores become runnable only after the step that fills their blocks: SubmitEngineHalf tags
+//  stores with the
 //    current step; StepDone() releases them. Loads are runnable when submitted.
-//  - Revoke(key): after it returns, no copy of that op touches engine memory, now or later (a daemon half that
-//    arrives later is answered as failed). It waits for a running chunk only (bounded by one chunk's copy).
-//  - FenceBlocks(ids): stores that read any of these blocks lose those not yet copied blocks; the running
+//  - Revoke(key): after it returns, no copy of that op touches engine memory, now or later (a
+//  daemon half that
+//    arrives later is answered as failed). It waits for a running chunk only (bounded by one
+//    chunk's copy).
+//  - FenceBlocks(ids): stores that read any of these blocks lose those not yet copied blocks; the
+//  running
 //    chunk is waited for. Loads are not affected.
-//    A result of the op that nobody took yet is taken back: after Revoke the caller alone reports the load.
-//  - A daemon half with another boot id than the agent's current one is refused. A change of the boot id ends
-//    every op of the old one: loads are reported failed, stores dropped, a running op ends behind its chunk (Busy until
-//    then). While detached (boot id 0) engine halves end at once: loads as failed, stores silently.
-//  - Places are checked against the mapped segment and the engine half before the first byte moves; one that is
+//    A result of the op that nobody took yet is taken back: after Revoke the caller alone reports
+//    the load.
+//  - A daemon half with another boot id than the agent's current one is refused. A change of the
+//  boot id ends
+//    every op of the old one: loads are reported failed, stores dropped, a running op ends behind
+//    its chunk (Busy until then). While detached (boot id 0) engine halves end at once: loads as
+//    failed, stores silently.
+//  - Places are checked against the mapped segment and the engine half before the first byte moves;
+//  one that is
 //    wrong, or a block named twice, fails the whole op.
-//  - A daemon half without engine half waits until `orphan_timeout`, then is answered as failed (an engine
-//    half is always submitted first or soon after). A store's engine half without daemon half is dropped
-//    after the same time; a load's waits until it is revoked. Both tables are bounded.
-//  - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in chunks of at most
+//  - A daemon half without engine half waits until `orphan_timeout`, then is answered as failed (an
+//  engine
+//    half is always submitted first or soon after). A store's engine half without daemon half is
+//    dropped after the same time; a load's waits until it is revoked. Both tables are bounded.
+//  - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in
+//  chunks of at most
 //    `chunk_bytes`, or of one layer of one block where that alone is more.
-//  - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks, as said above.
+//  - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks,
+//  as said above.
 //
-// The same class serves engines on CPU (HostExecutor); the CUDA agent implements the same interface.
+// The same class serves engines on CPU (HostExecutor); the CUDA agent implements the same
+// interface.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +58,9 @@ namespace flexkv {
 class SegmentMapper {
  public:
   virtual ~SegmentMapper() = default;
-  // Address range of the segment in this process, empty when unknown. The mapping stays until the agent
-  // holds no op that uses it (the owner of the mapper decides when to unmap retired segments).
+  // Address range of the segment in this process, empty when unknown. The mapping stays until the
+  // agent holds no op that uses it (the owner of the mapper decides when to unmap retired
+  // segments).
   virtual std::span<std::byte> Map(SegmentId segment) = 0;
 };
 
@@ -60,12 +74,13 @@ struct DaemonHalf {
   uint64_t boot_id = 0;
   OpKey key = 0;
   Route route = Route::kDeviceToCpu;
-  bool refused = false;             // the daemon will not do it: ends as failed at once
+  bool refused = false;  // the daemon will not do it: ends as failed at once
   std::vector<ArenaPlace> blocks;
 };
 
-// How an op ended, for both sides. For the daemon `failed` are positions in DaemonHalf::blocks; for the
-// engine `failed_engine_blocks` are GPU block ids whose content is not what was promised (loads only).
+// How an op ended, for both sides. For the daemon `failed` are positions in DaemonHalf::blocks; for
+// the engine `failed_engine_blocks` are GPU block ids whose content is not what was promised (loads
+// only).
 struct AgentResult {
   OpKey key = 0;
   Route route = Route::kDeviceToCpu;
@@ -73,7 +88,7 @@ struct AgentResult {
   std::vector<uint32_t> failed;
   std::vector<uint32_t> failed_engine_blocks;
   uint64_t bytes = 0;
-  TimeNs copy_ns = 0;               // time spent copying
+  TimeNs copy_ns = 0;  // time spent copying
 };
 
 struct AgentStats {
@@ -86,19 +101,22 @@ class DeviceAgent {
  public:
   struct Options {
     uint64_t chunk_bytes = 4ull << 20;
-    uint32_t max_ops = 8192;                 // engine halves and daemon halves each
+    uint32_t max_ops = 8192;  // engine halves and daemon halves each
     TimeNs orphan_timeout_ns = 10 * kNsPerSecond;
   };
   virtual ~DeviceAgent() = default;
 
-  virtual void SetBootId(uint64_t boot_id) = 0;  // 0 = detached; daemon halves of the old id end as failed
-  virtual absl::Status SubmitEngineHalf(EngineHalf half) = 0;  // ResourceExhausted, InvalidArgument (ids out of range)
-  virtual void SubmitDaemonHalf(DaemonHalf half) = 0;          // never fails: a refusal is a failed result
+  virtual void SetBootId(
+      uint64_t boot_id) = 0;  // 0 = detached; daemon halves of the old id end as failed
+  virtual absl::Status SubmitEngineHalf(
+      EngineHalf half) = 0;  // ResourceExhausted, InvalidArgument (ids out of range)
+  virtual void SubmitDaemonHalf(DaemonHalf half) = 0;  // never fails: a refusal is a failed result
   virtual void StepDone() = 0;
   virtual void Revoke(OpKey key) = 0;
   virtual void FenceBlocks(std::span<const uint32_t> block_ids) = 0;
-  // Ends of ops that the daemon must hear of, and ends of loads that the engine must hear of. Every daemon half
-  // shows up exactly once in the first; every load engine half that was not revoked exactly once in the second.
+  // Ends of ops that the daemon must hear of, and ends of loads that the engine must hear of. Every
+  // daemon half shows up exactly once in the first; every load engine half that was not revoked
+  // exactly once in the second.
   virtual void TakeDaemonResults(std::vector<AgentResult>* results) = 0;
   virtual void TakeEngineResults(std::vector<AgentResult>* results) = 0;
   // True while a daemon half is waiting or running (its segments must stay mapped).
@@ -106,10 +124,10 @@ class DeviceAgent {
   virtual AgentStats stats() const = 0;
 };
 
-// The agent for KV tensors in host memory. `on_result` is called on the agent's thread after new daemon
-// results are available (to ring a bell; must not block). The mapper outlives the agent.
-absl::StatusOr<std::unique_ptr<DeviceAgent>> MakeHostAgent(DeviceAgent::Options options, KvLayout layout,
-                                                           SegmentMapper* mapper,
+// The agent for KV tensors in host memory. `on_result` is called on the agent's thread after new
+// daemon results are available (to ring a bell; must not block). The mapper outlives the agent.
+absl::StatusOr<std::unique_ptr<DeviceAgent>> MakeHostAgent(DeviceAgent::Options options,
+                                                           KvLayout layout, SegmentMapper* mapper,
                                                            std::function<void()> on_result);
 
 }  // namespace flexkv

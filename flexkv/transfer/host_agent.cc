@@ -1,161 +1,17 @@
-// The two tables of halves are one map of ops; an op is in at most one list: `orphans_` while a daemon half (or a
-// store's engine half) waits for its other half, `unreleased_` while a store waits for its step, `loads_` or `stores_` when it may run.
-//
-// The thread takes the first op of a list, maps and checks its places without the mutex, then alternates between
-// choosing a chunk under the mutex and copying it without. `running_` is the op it holds (nobody else may end it:
-// they set `cancelled` and it ends at the chunk boundary), `copying_` says that engine memory is being touched. Revoke and
-// FenceBlocks first make sure that no further chunk will touch the blocks, then wait for chunk_number_ to move on.
-//
-// Keys of ops that ended before their second half came are remembered in a bounded table so that this half is answered at
-// once. Forgetting one is safe: without an engine half nothing is ever copied.
+#include "flexkv/transfer/host_agent.h"
+
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 
 #include <algorithm>
-#include <chrono>
-#include <condition_variable>
-#include <deque>
-#include <memory>
-#include <mutex>
-#include <thread>
-#include <unordered_map>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/fault.h"
-#include "flexkv/transfer/agent_op.h"
-#include "flexkv/transfer/device_agent.h"
-#include "flexkv/transfer/host_copy.h"
 
 namespace flexkv {
-namespace {
-
-using internal::AgentOp;
-using internal::FailedResult;
-using internal::Piece;
-using internal::ShardMap;
-using OpList = std::list<AgentOp*>;
-
-// With both kinds ready, a store gets one chunk after this many of loads: loads hold requests up, but a store
-// that never ends holds slots for ever.
-constexpr uint32_t kLoadChunksPerStoreChunk = 8;
-constexpr auto kSlowChunk = std::chrono::milliseconds(20);
-
-// Keys whose second half is answered on arrival; the oldest are forgotten.
-class EndedKeys {
- public:
-  enum class Why : uint8_t { kFailed, kRevoked };
-  explicit EndedKeys(size_t limit) : limit_(limit) {}
-
-  void Add(OpKey key, Why why) {
-    auto [it, added] = keys_.try_emplace(key, why);
-    if (!added) {
-      if (why == Why::kRevoked) it->second = why;
-      return;
-    }
-    order_.push_back(key);
-    while (order_.size() > limit_) {
-      keys_.erase(order_.front());
-      order_.pop_front();
-    }
-  }
-  const Why* Find(OpKey key) const {
-    auto it = keys_.find(key);
-    return it == keys_.end() ? nullptr : &it->second;
-  }
-  void Clear() {
-    keys_.clear();
-    order_.clear();
-  }
-
- private:
-  size_t limit_;
-  std::unordered_map<OpKey, Why> keys_;
-  std::deque<OpKey> order_;
-};
-
-// The engine may have bound the thread that made us to cores it keeps busy; the kernel cuts a full mask down to the
-// cores this process is allowed.
-void UseAllAllowedCores() {
-  constexpr int kMaxCores = 8192;
-  cpu_set_t* all = CPU_ALLOC(kMaxCores);
-  if (all == nullptr) return;
-  const size_t bytes = CPU_ALLOC_SIZE(kMaxCores);
-  CPU_ZERO_S(bytes, all);
-  for (int core = 0; core < kMaxCores; ++core) CPU_SET_S(static_cast<size_t>(core), bytes, all);
-  sched_setaffinity(0, bytes, all);
-  CPU_FREE(all);
-}
-
-class HostAgent : public DeviceAgent {
- public:
-  HostAgent(const Options& options, const KvLayout& layout, SegmentMapper* mapper,
-            std::function<void()> on_result);
-  ~HostAgent() override;
-
-  void SetBootId(uint64_t boot_id) override;
-  absl::Status SubmitEngineHalf(EngineHalf half) override;
-  void SubmitDaemonHalf(DaemonHalf half) override;
-  void StepDone() override;
-  void Revoke(OpKey key) override;
-  void FenceBlocks(std::span<const uint32_t> block_ids) override;
-  void TakeDaemonResults(std::vector<AgentResult>* results) override;
-  void TakeEngineResults(std::vector<AgentResult>* results) override;
-  bool Busy() const override;
-  AgentStats stats() const override;
-
- private:
-  // All of these require mutex_ unless they say otherwise.
-  AgentOp* Find(OpKey key) const;
-  AgentOp* AddOp(OpKey key, Route route);
-  void MoveTo(OpList* list, AgentOp* op);
-  void Match(AgentOp* op);
-  void EndOp(AgentOp* op);
-  void EndWithout(const DaemonHalf& half);
-  void TellDaemon(AgentResult result);
-  void FailEngineHalf(const EngineHalf& half);
-  void RefuseEngineHalf(OpKey key);
-  void EndOrphans(TimeNs now);
-  void WaitForChunk(std::unique_lock<std::mutex>& lock);
-
-  // The thread's.
-  void Run();
-  void Sleep(std::unique_lock<std::mutex>& lock);
-  AgentOp* PickOp();
-  void RunSome(AgentOp* op, std::unique_lock<std::mutex>& lock);
-  bool Prepare(AgentOp* op);                // without mutex_
-  void CopyChunk(AgentOp* op);              // without mutex_
-  void FlipBytes(const AgentOp& op, const Piece& piece);  // without mutex_
-
-  const Options options_;
-  const ShardMap map_;
-  SegmentMapper* const mapper_;
-  const std::function<void()> on_result_;
-  const SteadyClock clock_;
-
-  // Engine threads, the ring's thread and ours meet here; held for table work only, never during a copy.
-  mutable std::mutex mutex_;
-  std::condition_variable work_, chunk_ended_;
-  std::unordered_map<OpKey, std::unique_ptr<AgentOp>> ops_;
-  OpList orphans_, unreleased_, loads_, stores_;
-  uint32_t engine_halves_ = 0, daemon_halves_ = 0;
-  EndedKeys ended_;
-  uint64_t boot_id_ = 0;
-  uint64_t steps_done_ = 0;
-  std::vector<bool> fenced_;  // by block id; all false between calls
-  std::vector<AgentResult> daemon_results_, engine_results_;
-  AgentStats stats_;
-  bool tell_ = false;         // on_result_ is due
-  bool stopping_ = false;
-
-  AgentOp* running_ = nullptr;
-  bool copying_ = false;
-  std::vector<Piece> chunk_;  // changed by the thread under mutex_, while !copying_
-  uint64_t chunk_number_ = 0;
-  uint32_t load_chunks_in_a_row_ = 0;
-  std::thread thread_;        // last: it uses all of the above
-};
+namespace internal {
 
 HostAgent::HostAgent(const Options& options, const KvLayout& layout, SegmentMapper* mapper,
                      std::function<void()> on_result)
@@ -182,7 +38,8 @@ HostAgent::~HostAgent() {
   thread_.join();
 }
 
-// --- tables ------------------------------------------------------------------------------------------
+// --- tables
+// ------------------------------------------------------------------------------------------
 
 AgentOp* HostAgent::Find(OpKey key) const {
   auto it = ops_.find(key);
@@ -218,7 +75,8 @@ void HostAgent::TellDaemon(AgentResult result) {
   work_.notify_one();
 }
 
-// The op's halves are answered and it is gone. REQUIRES: it is not the running one, or the thread calls.
+// The op's halves are answered and it is gone. REQUIRES: it is not the running one, or the thread
+// calls.
 void HostAgent::EndOp(AgentOp* op) {
   const bool met = op->has_engine && op->has_daemon;
   if (op->has_daemon) {
@@ -248,7 +106,9 @@ void HostAgent::EndWithout(const DaemonHalf& half) {
 
 void HostAgent::FailEngineHalf(const EngineHalf& half) {
   if (half.route != Route::kCpuToDevice) return;
-  engine_results_.push_back({.key = half.key, .route = half.route, .status = OpStatus::kFailed,
+  engine_results_.push_back({.key = half.key,
+                             .route = half.route,
+                             .status = OpStatus::kFailed,
                              .failed_engine_blocks = half.block_ids});
 }
 
@@ -274,7 +134,8 @@ void HostAgent::WaitForChunk(std::unique_lock<std::mutex>& lock) {
   chunk_ended_.wait(lock, [&] { return chunk_number_ != number; });
 }
 
-// --- calls from outside --------------------------------------------------------------------------------
+// --- calls from outside
+// --------------------------------------------------------------------------------
 
 void HostAgent::SetBootId(uint64_t boot_id) {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -305,7 +166,8 @@ absl::Status HostAgent::SubmitEngineHalf(EngineHalf half) {
   }
   if (!in_range || half.block_ids.empty()) {
     RefuseEngineHalf(half.key);
-    return absl::InvalidArgumentError(absl::StrCat("block ids of op ", half.key, " are out of range"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("block ids of op ", half.key, " are out of range"));
   }
   if (const EndedKeys::Why* why = ended_.Find(half.key); why != nullptr || boot_id_ == 0) {
     if (why == nullptr || *why == EndedKeys::Why::kFailed) FailEngineHalf(half);
@@ -399,10 +261,10 @@ void HostAgent::FenceBlocks(std::span<const uint32_t> block_ids) {
   for (const auto& [key, op] : ops_) {
     if (!op->is_load() && op->has_engine) stats_.fenced_blocks += op->DropFenced(fenced_);
   }
-  const bool must_wait =
-      copying_ && !running_->is_load() &&
-      std::any_of(chunk_.begin(), chunk_.end(),
-                  [this](const Piece& piece) { return fenced_[running_->BlockAt(piece.position)]; });
+  const bool must_wait = copying_ && !running_->is_load() &&
+                         std::any_of(chunk_.begin(), chunk_.end(), [this](const Piece& piece) {
+                           return fenced_[running_->BlockAt(piece.position)];
+                         });
   for (const uint32_t id : block_ids) {
     if (id < map_.num_blocks) fenced_[id] = false;
   }
@@ -431,153 +293,18 @@ AgentStats HostAgent::stats() const {
   return stats_;
 }
 
-// --- the thread ----------------------------------------------------------------------------------------
+}  // namespace internal
 
-void HostAgent::Run() {
-  pthread_setname_np(pthread_self(), "flexkv-agent");
-  UseAllAllowedCores();
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (!stopping_) {
-    EndOrphans(clock_.Now());
-    if (std::exchange(tell_, false)) {
-      if (on_result_ == nullptr) continue;
-      lock.unlock();
-      on_result_();
-      lock.lock();
-    } else if (AgentOp* op = PickOp(); op != nullptr) {
-      RunSome(op, lock);
-    } else {
-      Sleep(lock);
-    }
-  }
-}
-
-// Until there is work, or the oldest orphan's time is over.
-void HostAgent::Sleep(std::unique_lock<std::mutex>& lock) {
-  if (orphans_.empty()) {
-    work_.wait(lock);
-    return;
-  }
-  const TimeNs deadline = orphans_.front()->since + options_.orphan_timeout_ns;
-  const TimeNs now = clock_.Now();
-  if (deadline > now) work_.wait_for(lock, std::chrono::nanoseconds(deadline - now));
-}
-
-AgentOp* HostAgent::PickOp() {
-  const bool store_is_due = load_chunks_in_a_row_ >= kLoadChunksPerStoreChunk;
-  if (!stores_.empty() && (loads_.empty() || store_is_due)) {
-    load_chunks_in_a_row_ = 0;
-    return stores_.front();
-  }
-  if (loads_.empty()) return nullptr;
-  load_chunks_in_a_row_ = stores_.empty() ? 0 : load_chunks_in_a_row_ + 1;
-  return loads_.front();
-}
-
-// Checks the op the first time, then copies one chunk of it.
-void HostAgent::RunSome(AgentOp* op, std::unique_lock<std::mutex>& lock) {
-  running_ = op;
-  if (!op->prepared) {
-    lock.unlock();
-    const bool usable = Prepare(op);
-    lock.lock();
-    if (!usable) op->cancelled = true;
-  }
-  if (!op->cancelled) op->TakeChunk(map_, options_.chunk_bytes, &chunk_);
-  if (!op->cancelled && !chunk_.empty()) {
-    copying_ = true;
-    lock.unlock();
-    const TimeNs start = clock_.Now();
-    CopyChunk(op);
-    const TimeNs copy_ns = clock_.Now() - start;
-    lock.lock();
-    copying_ = false;
-    ++chunk_number_;
-    chunk_ended_.notify_all();
-    uint64_t bytes = 0;
-    for (const Piece& piece : chunk_) {
-      for (uint32_t part = piece.first_part; part < piece.end_part; ++part) {
-        bytes += map_.parts[part].bytes;
-      }
-    }
-    op->bytes += bytes;
-    op->copy_ns += copy_ns;
-    (op->is_load() ? stats_.load_bytes : stats_.store_bytes) += bytes;
-    (op->is_load() ? stats_.load_copy_ns : stats_.store_copy_ns) += copy_ns;
-  }
-  running_ = nullptr;
-  if (!op->cancelled && !op->done()) return;
-  if (!op->cancelled) ++(op->is_load() ? stats_.loads : stats_.stores);
-  EndOp(op);
-}
-
-// Everything the daemon said is checked here, before the first byte moves. Only fixed fields of the op are read.
-bool HostAgent::Prepare(AgentOp* op) {
-  op->prepared = true;
-  if (FaultFires("agent.fail_op")) return false;
-  std::vector<bool> seen(op->block_ids.size());
-  std::span<std::byte> mapping;
-  SegmentId mapped = 0;
-  op->shards.reserve(op->places.size());
-  for (const ArenaPlace& place : op->places) {
-    if (place.engine_index >= seen.size() || seen[place.engine_index]) return false;
-    seen[place.engine_index] = true;
-    if (mapping.empty() || place.segment != mapped) {
-      mapping = mapper_->Map(place.segment);
-      mapped = place.segment;
-    }
-    if (place.offset_bytes > mapping.size() ||
-        map_.shard_bytes > mapping.size() - place.offset_bytes) {
-      return false;
-    }
-    op->shards.push_back(mapping.data() + place.offset_bytes);
-  }
-  if (op->is_load()) {
-    op->flip_byte = FaultFires("agent.flip_byte");
-    if (op->shards.size() > 1 && FaultFires("agent.swap_blocks")) {
-      std::swap(op->shards[0], op->shards[1]);
-    }
-  }
-  return true;
-}
-
-void HostAgent::CopyChunk(AgentOp* op) {
-  if (FaultFires("agent.slow_chunk")) std::this_thread::sleep_for(kSlowChunk);
-  BlockCopier copier;
-  for (const Piece& piece : chunk_) {
-    const uint32_t block = op->BlockAt(piece.position);
-    for (uint32_t at = piece.first_part; at < piece.end_part; ++at) {
-      const ShardMap::Part& part = map_.parts[at];
-      std::byte* packed = op->shards[piece.position] + part.offset;
-      op->is_load() ? copier.Scatter(part.view, block, packed)
-                    : copier.Gather(part.view, block, packed);
-    }
-  }
-  copier.Flush();
-  if (op->flip_byte && !chunk_.empty() && chunk_.front().position == 0) FlipBytes(*op, chunk_.front());
-}
-
-// The highest byte of a number, so that the engine's tokens show it.
-void HostAgent::FlipBytes(const AgentOp& op, const Piece& piece) {
-  for (uint32_t at = piece.first_part; at < piece.end_part; ++at) {
-    const LayerView& view = map_.parts[at].view;
-    auto* fragment = reinterpret_cast<std::byte*>(
-        view.base + op.BlockAt(piece.position) * static_cast<uint64_t>(view.block_stride_bytes));
-    fragment[view.fragment_bytes - 1] ^= std::byte{0x40};
-  }
-}
-
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<DeviceAgent>> MakeHostAgent(DeviceAgent::Options options, KvLayout layout,
-                                                           SegmentMapper* mapper,
+absl::StatusOr<std::unique_ptr<DeviceAgent>> MakeHostAgent(DeviceAgent::Options options,
+                                                           KvLayout layout, SegmentMapper* mapper,
                                                            std::function<void()> on_result) {
   if (absl::Status status = layout.Validate(); !status.ok()) return status;
   if (mapper == nullptr || options.chunk_bytes == 0 || options.max_ops == 0) {
-    return absl::InvalidArgumentError("a device agent needs a mapper, a chunk size and room for ops");
+    return absl::InvalidArgumentError(
+        "a device agent needs a mapper, a chunk size and room for ops");
   }
   return std::unique_ptr<DeviceAgent>(
-      std::make_unique<HostAgent>(options, layout, mapper, std::move(on_result)));
+      std::make_unique<internal::HostAgent>(options, layout, mapper, std::move(on_result)));
 }
 
 }  // namespace flexkv

@@ -9,7 +9,8 @@
 namespace flexkv {
 namespace {
 
-// Below this a fragment is copied through the cache: heads and tails of streaming copies cost more than they save.
+// Below this a fragment is copied through the cache: heads and tails of streaming copies cost more
+// than they save.
 constexpr size_t kStreamBytes = 1024;
 
 CopyIsa DetectIsa() {
@@ -20,9 +21,12 @@ CopyIsa DetectIsa() {
 
 internal::StreamCopyFn DetectStreamCopy() {
   switch (DetectIsa()) {
-    case CopyIsa::kAvx512: return &internal::StreamCopyAvx512;
-    case CopyIsa::kAvx2: return &internal::StreamCopyAvx2;
-    case CopyIsa::kSse2: break;
+    case CopyIsa::kAvx512:
+      return &internal::StreamCopyAvx512;
+    case CopyIsa::kAvx2:
+      return &internal::StreamCopyAvx2;
+    case CopyIsa::kSse2:
+      break;
   }
   return &internal::StreamCopySse2;
 }

@@ -12,7 +12,8 @@ void StreamCopySse2(void* target, const void* source, size_t bytes, const void* 
   }
   char* to = static_cast<char*>(target);
   const char* from = static_cast<const char*>(source);
-  // Whole lines only go past the cache; the pieces before the first and after the last are ordinary stores.
+  // Whole lines only go past the cache; the pieces before the first and after the last are ordinary
+  // stores.
   const size_t head = (64 - (reinterpret_cast<size_t>(to) & 63)) & 63;
   memcpy(to, from, head);
   to += head;

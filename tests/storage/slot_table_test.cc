@@ -125,16 +125,33 @@ TEST(SlotReservationTest, ReturnsWhatIsNotTaken) {
 // A naive model beside the table over a random history.
 class Model {
  public:
-  Model(SlotTable* table, uint32_t slots, TestRng* rng) : table_(*table), slots_(slots), rng_(*rng) {}
+  Model(SlotTable* table, uint32_t slots, TestRng* rng)
+      : table_(*table), slots_(slots), rng_(*rng) {}
 
   void Step() {
     switch (rng_.Below(12)) {
-      case 0: AddGroup(); break;
-      case 1: RemoveGroup(); break;
-      case 2: Close(rng_.OneIn(2)); break;
-      case 3: case 4: case 5: Ref(); break;
-      case 6: case 7: case 8: Unref(); break;
-      default: Allocate(); break;
+      case 0:
+        AddGroup();
+        break;
+      case 1:
+        RemoveGroup();
+        break;
+      case 2:
+        Close(rng_.OneIn(2));
+        break;
+      case 3:
+      case 4:
+      case 5:
+        Ref();
+        break;
+      case 6:
+      case 7:
+      case 8:
+        Unref();
+        break;
+      default:
+        Allocate();
+        break;
     }
     Check();
   }

@@ -22,9 +22,11 @@ uint64_t SeedOf(const BlockHash& hash, uint32_t shard) {
 
 uint64_t WordAt(uint64_t seed, uint64_t index) { return Mix(seed + index * kGolden); }
 
-// Calls visit(position, word bytes, count) for each piece of a content word in [offset, offset + size).
+// Calls visit(position, word bytes, count) for each piece of a content word in [offset, offset +
+// size).
 template <typename Visit>
-void ForEachPiece(const BlockHash& hash, uint32_t shard, uint64_t offset, size_t size, Visit visit) {
+void ForEachPiece(const BlockHash& hash, uint32_t shard, uint64_t offset, size_t size,
+                  Visit visit) {
   const uint64_t seed = SeedOf(hash, shard);
   size_t position = 0;
   while (position < size) {

@@ -1,5 +1,5 @@
-// The bytes of a block are a function of its identity, so any block read back can be checked without
-// keeping a copy: byte i of shard s of block h is a pure function of (h, s, i).
+// The bytes of a block are a function of its identity, so any block read back can be checked
+// without keeping a copy: byte i of shard s of block h is a pure function of (h, s, i).
 #pragma once
 
 #include <cstddef>

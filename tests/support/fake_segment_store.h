@@ -1,4 +1,5 @@
-// SegmentStore without memory: a byte budget, a Create that fails on demand, and a list of what lives.
+// SegmentStore without memory: a byte budget, a Create that fails on demand, and a list of what
+// lives.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ class FakeSegmentStore : public SegmentStore {
 
   const std::map<SegmentId, uint64_t>& live() const { return live_; }  // id -> bytes
   uint64_t live_bytes() const { return live_bytes_; }
-  uint32_t creates() const { return creates_; }            // successful ones
+  uint32_t creates() const { return creates_; }  // successful ones
   uint32_t failed_creates() const { return failed_creates_; }
   uint32_t unknown_destroys() const { return unknown_destroys_; }  // a caller's bug, usually
 

@@ -1,4 +1,5 @@
-// Seeds and dice for randomised tests: the seed is printed and can be given back by FLEXKV_TEST_SEED.
+// Seeds and dice for randomised tests: the seed is printed and can be given back by
+// FLEXKV_TEST_SEED.
 #pragma once
 
 #include <cstdint>

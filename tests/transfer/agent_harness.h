@@ -18,10 +18,12 @@ namespace flexkv {
 
 constexpr uint64_t kBoot = 7;
 
-// Segments 1..n of plain memory. Map can be held up, which keeps the agent's thread in front of its next op.
+// Segments 1..n of plain memory. Map can be held up, which keeps the agent's thread in front of its
+// next op.
 class TestMapper : public SegmentMapper {
  public:
-  TestMapper(uint32_t segments, uint64_t bytes) : memory_(segments, std::vector<std::byte>(bytes)) {}
+  TestMapper(uint32_t segments, uint64_t bytes)
+      : memory_(segments, std::vector<std::byte>(bytes)) {}
 
   std::span<std::byte> Map(SegmentId segment) override {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -61,7 +63,9 @@ class AgentHarness {
  public:
   explicit AgentHarness(const Shape& shape, DeviceAgent::Options options = {}, uint32_t blocks = 16,
                         uint32_t slots = 16)
-      : memory(shape, blocks), mapper(2, memory.layout().shard_bytes() * slots), shard_bytes(memory.layout().shard_bytes()) {
+      : memory(shape, blocks),
+        mapper(2, memory.layout().shard_bytes() * slots),
+        shard_bytes(memory.layout().shard_bytes()) {
     auto made = MakeHostAgent(options, memory.layout(), &mapper, [this] {
       std::lock_guard<std::mutex> lock(mutex_);
       ++bells_;
@@ -76,12 +80,16 @@ class AgentHarness {
 
   // Slot n lies in segment 1 or 2 in turns.
   ArenaPlace PlaceOf(uint32_t slot, uint32_t engine_index) const {
-    return {.segment = 1 + slot % 2, .engine_index = engine_index, .offset_bytes = slot / 2 * shard_bytes};
+    return {.segment = 1 + slot % 2,
+            .engine_index = engine_index,
+            .offset_bytes = slot / 2 * shard_bytes};
   }
   std::span<std::byte> Slot(uint32_t slot) {
     return mapper.At(1 + slot % 2).subspan(slot / 2 * shard_bytes, shard_bytes);
   }
-  bool SlotHolds(uint32_t slot, const BlockHash& hash) { return ContentMatches(hash, 0, Slot(slot)); }
+  bool SlotHolds(uint32_t slot, const BlockHash& hash) {
+    return ContentMatches(hash, 0, Slot(slot));
+  }
 
   absl::Status Engine(OpKey key, Route route, std::vector<uint32_t> blocks) {
     return agent->SubmitEngineHalf({.key = key, .route = route, .block_ids = std::move(blocks)});

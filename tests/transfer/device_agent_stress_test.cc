@@ -1,10 +1,11 @@
-// A seeded engine and daemon beside a real agent. The engine breaks no rule but does everything a rule allows at the worst
-// moment: fenced blocks are overwritten as soon as FenceBlocks returns, blocks of revoked loads as soon as
-// Revoke returns. The daemon's halves come late, early, twice, from an old boot, refused or never.
+// A seeded engine and daemon beside a real agent. The engine breaks no rule but does everything a
+// rule allows at the worst moment: fenced blocks are overwritten as soon as FenceBlocks returns,
+// blocks of revoked loads as soon as Revoke returns. The daemon's halves come late, early, twice,
+// from an old boot, refused or never.
 //
-// Checked: a store's slot holds what its block held when it was submitted, or is reported failed; a load's block holds its
-// slot, or is reported; no block ever changes under its owner; every daemon half is answered once, every load
-// half once unless revoked.
+// Checked: a store's slot holds what its block held when it was submitted, or is reported failed; a
+// load's block holds its slot, or is reported; no block ever changes under its owner; every daemon
+// half is answered once, every load half once unless revoked.
 #include <atomic>
 #include <deque>
 #include <map>
@@ -27,7 +28,8 @@ constexpr uint32_t kSlots = 60;
 // Submits daemon halves from a thread of its own, some later than others.
 class DaemonThread {
  public:
-  DaemonThread(DeviceAgent* agent, uint64_t seed) : agent_(*agent), rng_(seed), thread_([this] { Run(); }) {}
+  DaemonThread(DeviceAgent* agent, uint64_t seed)
+      : agent_(*agent), rng_(seed), thread_([this] { Run(); }) {}
   ~DaemonThread() {
     stop_ = true;
     thread_.join();
@@ -70,30 +72,55 @@ class DaemonThread {
 struct StressOp {
   Route route = Route::kDeviceToCpu;
   std::vector<uint32_t> blocks, slots;
-  std::vector<BlockHash> hashes;   // what each slot shall hold (store) or holds (load)
-  uint32_t daemon_halves = 0;      // posted
+  std::vector<BlockHash> hashes;  // what each slot shall hold (store) or holds (load)
+  uint32_t daemon_halves = 0;     // posted
   uint32_t answers = 0;
-  bool engine_waits = false;       // a load that still owes its result
+  bool engine_waits = false;  // a load that still owes its result
 };
 
 class Stress {
  public:
   Stress(const Shape& shape, DeviceAgent::Options options, uint64_t seed)
-      : rng_(seed), harness_(shape, options, kBlocks, kSlots / 2),
+      : rng_(seed),
+        harness_(shape, options, kBlocks, kSlots / 2),
         daemon_(std::make_unique<DaemonThread>(harness_.agent.get(), seed + 1)),
-        block_hash_(kBlocks), loading_(kBlocks, false), slot_hash_(kSlots), slot_busy_(kSlots, false) {
+        block_hash_(kBlocks),
+        loading_(kBlocks, false),
+        slot_hash_(kSlots),
+        slot_busy_(kSlots, false) {
     for (uint32_t block = 0; block < kBlocks; ++block) block_hash_[block] = HashFromNumber(block);
   }
 
   void Step() {
     switch (rng_.Below(14)) {
-      case 0: case 1: case 2: case 3: StartStore(); break;
-      case 4: case 5: case 6: StartLoad(); break;
-      case 7: case 8: harness_.agent->StepDone(); break;
-      case 9: case 10: FenceAndOverwrite(); break;
-      case 11: RevokeOne(); break;
-      case 12: if (rng_.OneIn(20)) NewBoot(); break;
-      default: std::this_thread::sleep_for(std::chrono::microseconds(rng_.Below(400))); break;
+      case 0:
+      case 1:
+      case 2:
+      case 3:
+        StartStore();
+        break;
+      case 4:
+      case 5:
+      case 6:
+        StartLoad();
+        break;
+      case 7:
+      case 8:
+        harness_.agent->StepDone();
+        break;
+      case 9:
+      case 10:
+        FenceAndOverwrite();
+        break;
+      case 11:
+        RevokeOne();
+        break;
+      case 12:
+        if (rng_.OneIn(20)) NewBoot();
+        break;
+      default:
+        std::this_thread::sleep_for(std::chrono::microseconds(rng_.Below(400)));
+        break;
     }
     Collect();
   }
@@ -140,7 +167,8 @@ class Stress {
 
   void Post(OpKey key, StressOp* op) {
     DaemonHalf half{.boot_id = boot_, .key = key, .route = op->route};
-    for (uint32_t i = 0; i < op->slots.size(); ++i) half.blocks.push_back(harness_.PlaceOf(op->slots[i], i));
+    for (uint32_t i = 0; i < op->slots.size(); ++i)
+      half.blocks.push_back(harness_.PlaceOf(op->slots[i], i));
     if (rng_.OneIn(12)) return;  // never comes
     half.refused = rng_.OneIn(25);
     ++op->daemon_halves;
@@ -160,8 +188,10 @@ class Stress {
   }
 
   void Unuse(const StressOp& op, uint32_t slot) {
-    if (op.route == Route::kDeviceToCpu) slot_busy_[slot] = false;
-    else --readers_[slot];
+    if (op.route == Route::kDeviceToCpu)
+      slot_busy_[slot] = false;
+    else
+      --readers_[slot];
   }
 
   void StartStore() {
@@ -229,9 +259,7 @@ class Stress {
     if (!keys.empty()) Revoke(keys[rng_.Below(keys.size())]);
   }
 
-  void NewBoot() {
-    harness_.agent->SetBootId(++boot_);
-  }
+  void NewBoot() { harness_.agent->SetBootId(++boot_); }
 
   void Collect() {
     harness_.Collect();
@@ -248,7 +276,8 @@ class Stress {
     ASSERT_FALSE(revoked_.contains(key)) << "reported after it was revoked";
     ASSERT_TRUE(op.engine_waits) << "reported twice";
     op.engine_waits = false;
-    const std::set<uint32_t> missing(result.failed_engine_blocks.begin(), result.failed_engine_blocks.end());
+    const std::set<uint32_t> missing(result.failed_engine_blocks.begin(),
+                                     result.failed_engine_blocks.end());
     ASSERT_EQ(result.status == OpStatus::kOk, missing.empty());
     for (size_t i = 0; i < op.blocks.size(); ++i) {
       const uint32_t block = op.blocks[i];
@@ -273,14 +302,16 @@ class Stress {
       if (op.route == Route::kCpuToDevice || missing.contains(i)) continue;
       ++stored_ok;
       slot_hash_[op.slots[i]] = op.hashes[i];
-      ASSERT_TRUE(harness_.SlotHolds(op.slots[i], op.hashes[i])) << "op " << key << " slot " << op.slots[i];
+      ASSERT_TRUE(harness_.SlotHolds(op.slots[i], op.hashes[i]))
+          << "op " << key << " slot " << op.slots[i];
     }
   }
 
   void CheckBlocks() {
     for (uint32_t block = 0; block < kBlocks; ++block) {
       if (loading_[block]) continue;
-      ASSERT_TRUE(harness_.memory.Holds(block, block_hash_[block])) << "block " << block << " changed under its owner";
+      ASSERT_TRUE(harness_.memory.Holds(block, block_hash_[block]))
+          << "block " << block << " changed under its owner";
     }
   }
 
@@ -310,10 +341,12 @@ class AgentStressTest : public testing::Test {
     for (int round = 0; round < rounds && !HasFailure(); ++round) {
       const uint64_t chunk_bytes[] = {1, 3000, 1 << 20};
       Stress stress(shapes[rng.Below(shapes.size())],
-                    {.chunk_bytes = chunk_bytes[rng.Below(3)], .orphan_timeout_ns = 30 * kNsPerMs}, rng.Next());
+                    {.chunk_bytes = chunk_bytes[rng.Below(3)], .orphan_timeout_ns = 30 * kNsPerMs},
+                    rng.Next());
       for (int step = 0; step < steps && !HasFailure(); ++step) {
         stress.Step();
-        std::this_thread::sleep_for(std::chrono::microseconds(rng.Below(static_cast<uint64_t>(2 * pause_us))));
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(rng.Below(static_cast<uint64_t>(2 * pause_us))));
       }
       stress.Finish();
       stored += stress.stored_ok;
@@ -326,10 +359,14 @@ class AgentStressTest : public testing::Test {
   }
 };
 
-TEST_F(AgentStressTest, KeepsEveryPromiseUnderRandomHistories) { RunRounds(12, 600, 100, "agent.fail_op:40"); }
+TEST_F(AgentStressTest, KeepsEveryPromiseUnderRandomHistories) {
+  RunRounds(12, 600, 100, "agent.fail_op:40");
+}
 
 // Copies that take 20 ms: fences and revokes mostly meet a running chunk.
-TEST_F(AgentStressTest, KeepsEveryPromiseWhileCopiesAreSlow) { RunRounds(4, 500, 2000, "agent.slow_chunk:4"); }
+TEST_F(AgentStressTest, KeepsEveryPromiseWhileCopiesAreSlow) {
+  RunRounds(4, 500, 2000, "agent.slow_chunk:4");
+}
 
 }  // namespace
 }  // namespace flexkv

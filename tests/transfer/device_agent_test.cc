@@ -52,7 +52,8 @@ TEST_P(AgentShapeTest, EveryByteGoesDownAndComesBack) {
   EXPECT_EQ(loaded.status, OpStatus::kOk);
   EXPECT_THAT(loaded.failed_engine_blocks, IsEmpty());
   const uint32_t targets[] = {10, 6, 7, 11, 3};
-  for (int i = 0; i < 5; ++i) EXPECT_TRUE(harness.memory.Holds(targets[i], HashFromNumber(blocks[i])));
+  for (int i = 0; i < 5; ++i)
+    EXPECT_TRUE(harness.memory.Holds(targets[i], HashFromNumber(blocks[i])));
   for (uint32_t block : {0, 1, 2, 4, 5, 8, 9, 12, 13, 14, 15}) {
     EXPECT_TRUE(harness.memory.Holds(block, HashFromNumber(block)));
   }
@@ -111,7 +112,8 @@ TEST_F(DeviceAgentTest, RevokedOpNeverTouchesEngineMemory) {
 
 TEST_F(DeviceAgentTest, RevokeWaitsForTheRunningChunkOnly) {
   AgentHarness harness(AllShapes()[0], OneBlockChunks());
-  for (uint32_t slot = 0; slot < 16; ++slot) FillContent(HashFromNumber(100 + slot), 0, harness.Slot(slot));
+  for (uint32_t slot = 0; slot < 16; ++slot)
+    FillContent(HashFromNumber(100 + slot), 0, harness.Slot(slot));
   ASSERT_TRUE(ArmFaults("agent.slow_chunk").ok());
   std::vector<uint32_t> blocks, slots;
   for (uint32_t i = 0; i < 16; ++i) {
@@ -129,7 +131,8 @@ TEST_F(DeviceAgentTest, RevokeWaitsForTheRunningChunkOnly) {
   EXPECT_NE(result.status, OpStatus::kOk);
   EXPECT_FALSE(result.failed.empty());
   SleepMs(60);
-  for (uint32_t block : blocks) EXPECT_TRUE(harness.memory.Holds(block, HashFromNumber(500 + block)));
+  for (uint32_t block : blocks)
+    EXPECT_TRUE(harness.memory.Holds(block, HashFromNumber(500 + block)));
   EXPECT_FALSE(harness.HasEngineResult(1));
 }
 
@@ -272,14 +275,17 @@ TEST_F(DeviceAgentTest, WhatTheDaemonSaysIsCheckedBeforeAByteMoves) {
       {.segment = 1, .engine_index = 1, .offset_bytes = UINT64_MAX - 10},
       {.segment = 1, .engine_index = 2, .offset_bytes = 0},
       {.segment = 1, .engine_index = UINT32_MAX, .offset_bytes = 0},
-      {.segment = 1, .engine_index = 0, .offset_bytes = harness.shard_bytes},  // the same block twice
+      {.segment = 1,
+       .engine_index = 0,
+       .offset_bytes = harness.shard_bytes},  // the same block twice
   };
   FillContent(HashFromNumber(400), 0, harness.Slot(0));
   OpKey key = 0;
   for (const ArenaPlace& place : bad) {
     ++key;
     ASSERT_TRUE(harness.Engine(key, kLoad, {2, 3}).ok());
-    harness.agent->SubmitDaemonHalf({.boot_id = kBoot, .key = key, .route = kLoad, .blocks = {good, place}});
+    harness.agent->SubmitDaemonHalf(
+        {.boot_id = kBoot, .key = key, .route = kLoad, .blocks = {good, place}});
     EXPECT_THAT(harness.WaitDaemon(key).failed, ElementsAre(0, 1));
     EXPECT_THAT(harness.WaitEngine(key).failed_engine_blocks, ElementsAre(2, 3));
     EXPECT_TRUE(harness.memory.Holds(2, HashFromNumber(2))) << "nothing is copied, case " << key;
@@ -345,14 +351,16 @@ TEST_F(DeviceAgentTest, LoadsGoFirstButAStoreIsNotStarved) {
   harness.mapper.Release();
   harness.WaitDaemon(100);
   for (OpKey key = 1; key <= 40; ++key) harness.WaitDaemon(key);
-  const auto place = std::find(harness.order.begin(), harness.order.end(), 100) - harness.order.begin();
+  const auto place =
+      std::find(harness.order.begin(), harness.order.end(), 100) - harness.order.begin();
   EXPECT_GT(place, 3);
   EXPECT_LT(place, 30);
 }
 
 TEST_F(DeviceAgentTest, FaultPointsDoWhatTheySay) {
   AgentHarness harness(AllShapes()[0]);
-  for (uint32_t slot = 0; slot < 3; ++slot) FillContent(HashFromNumber(50 + slot), 0, harness.Slot(slot));
+  for (uint32_t slot = 0; slot < 3; ++slot)
+    FillContent(HashFromNumber(50 + slot), 0, harness.Slot(slot));
   const auto load = [&](OpKey key, const char* fault) {
     EXPECT_TRUE(ArmFaults(fault).ok());
     EXPECT_TRUE(harness.Engine(key, kLoad, {0, 1, 2}).ok());

@@ -1,5 +1,6 @@
-// KV tensors of an engine as the tests see them: every shape that engines use, filled and checked by the content oracle
-// through index arithmetic of its own (the tensor's element order), not through the code under test.
+// KV tensors of an engine as the tests see them: every shape that engines use, filled and checked
+// by the content oracle through index arithmetic of its own (the tensor's element order), not
+// through the code under test.
 #pragma once
 
 #include <cstddef>
@@ -17,12 +18,13 @@ struct Shape {
   uint32_t layers = 2;
   uint32_t heads = 3;
   uint32_t tokens = 4;
-  uint32_t head_bytes = 48;   // bytes of one token of one head
-  bool head_major = false;    // [heads, tokens, head] inside a block, else [tokens, heads, head]
-  bool kv_apart = false;      // K and V in tensors of their own, else [2, ...] outside the block dimension
+  uint32_t head_bytes = 48;  // bytes of one token of one head
+  bool head_major = false;   // [heads, tokens, head] inside a block, else [tokens, heads, head]
+  bool kv_apart =
+      false;  // K and V in tensors of their own, else [2, ...] outside the block dimension
   bool one_allocation = false;
-  uint32_t base_shift = 0;    // bytes by which tensors start off a page
-  uint32_t row_padding = 0;   // unused bytes behind each [token] or [head] row
+  uint32_t base_shift = 0;   // bytes by which tensors start off a page
+  uint32_t row_padding = 0;  // unused bytes behind each [token] or [head] row
 };
 
 std::vector<Shape> AllShapes();
@@ -40,7 +42,8 @@ class EngineMemory {
   bool PaddingIntact() const;
 
  private:
-  // Calls visit(address, position in the shard) for each token of each head of K, then V, of each layer.
+  // Calls visit(address, position in the shard) for each token of each head of K, then V, of each
+  // layer.
   template <typename Visit>
   void ForEachRun(uint32_t block, Visit visit) const;
 
@@ -49,7 +52,7 @@ class EngineMemory {
   std::vector<std::vector<std::byte>> allocations_;
   std::vector<std::byte*> tensors_;  // per layer (K, V of it next to each other)
   uint64_t block_stride_ = 0;
-  uint64_t kv_stride_ = 0;           // from K to V where they share a tensor
+  uint64_t kv_stride_ = 0;  // from K to V where they share a tensor
   uint64_t row_bytes_ = 0;
   KvLayout layout_;
 };

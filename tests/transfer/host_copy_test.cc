@@ -14,7 +14,8 @@ namespace {
 
 class LayoutTest : public testing::TestWithParam<Shape> {};
 
-// What lies in the arena is the packed shard, every byte of it, and it comes back to the right places and nowhere else.
+// What lies in the arena is the packed shard, every byte of it, and it comes back to the right
+// places and nowhere else.
 TEST_P(LayoutTest, GatherPacksAndScatterUnpacksEveryByte) {
   EngineMemory memory(GetParam(), /*num_blocks=*/9);
   const uint64_t shard_bytes = memory.layout().shard_bytes();
@@ -53,7 +54,8 @@ TEST_P(LayoutTest, BlocksCopiedInOneRunAreThoseCopiedOneByOne) {
     EXPECT_EQ(at, packed.size());
   }
   for (size_t i = 0; i < 6; ++i) {
-    EXPECT_TRUE(ContentMatches(HashFromNumber(order[i]), 0, {packed.data() + i * shard_bytes, shard_bytes}));
+    EXPECT_TRUE(ContentMatches(HashFromNumber(order[i]), 0,
+                               {packed.data() + i * shard_bytes, shard_bytes}));
   }
 }
 
@@ -88,7 +90,8 @@ TEST(BlockCopierTest, FourNestedLoopsInTheOrderTheyAreGiven) {
 }
 
 TEST(StreamCopyTest, EveryInstructionSetCopiesEveryAlignmentAndLength) {
-  std::vector<std::pair<std::string, internal::StreamCopyFn>> sets = {{"sse2", &internal::StreamCopySse2}};
+  std::vector<std::pair<std::string, internal::StreamCopyFn>> sets = {
+      {"sse2", &internal::StreamCopySse2}};
   if (__builtin_cpu_supports("avx2")) sets.emplace_back("avx2", &internal::StreamCopyAvx2);
   if (__builtin_cpu_supports("avx512f")) sets.emplace_back("avx512", &internal::StreamCopyAvx512);
   TestRng rng(TestSeed());

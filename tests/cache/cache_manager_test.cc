@@ -611,6 +611,20 @@ TEST_F(CacheManagerTest, BadCallsGetAStatus) {
   EXPECT_THAT(Events(), SizeIs(1));
 }
 
+TEST_F(CacheManagerTest, ChainsAreBoundedPerEngine) {
+  CacheManagerOptions options;
+  options.max_chain_blocks_per_engine = 100;
+  Start(options);
+  const EngineHandle engine = Attach("a");
+  Lookup(engine, 1, Chain(1, 60));
+  EXPECT_EQ(manager_->Lookup(engine, 2, 0, Chain(2, 60), now_).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Lookup(engine, 2, Chain(2, 40)).matched_blocks, 0u);
+  manager_->EndRequest(engine, 1);
+  Lookup(engine, 3, Chain(3, 60));
+  EXPECT_EQ(manager_->status().requests, 2u);
+}
+
 TEST_F(CacheManagerTest, FaultPointsRefuse) {
   StartBlocks(8);
   const EngineHandle engine = Attach("a");

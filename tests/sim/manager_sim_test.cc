@@ -8,7 +8,12 @@
 namespace flexkv {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define FLEXKV_SANITIZED 1
+#endif
+#endif
+#if defined(FLEXKV_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr uint64_t kSteps = 20'000;
 #else
 constexpr uint64_t kSteps = 100'000;

@@ -12,8 +12,8 @@
 // no further chunk will touch the blocks, then wait for chunk_number_ to move on.
 //
 // Keys of ops that ended before their second half came are remembered in a bounded table so that
-// this half is answered at once. Forgetting one is safe: without an engine half nothing is ever
-// copied.
+// this half is answered at once. Forgetting one is safe: nothing is ever copied without an engine
+// half, and the engine hands over no half of a key that it revoked.
 #pragma once
 
 #include <condition_variable>

@@ -107,7 +107,7 @@ PopResult RingConsumer::Pop(Message* message, std::vector<std::byte>* payload) {
 }
 
 void RingBell(Bell* bell) {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  FullFence(bell);
   if (bell->sleeping.load(std::memory_order_relaxed) == 0) return;
   bell->value.fetch_add(1, std::memory_order_seq_cst);
   FutexWake(&bell->value);

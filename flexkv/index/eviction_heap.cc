@@ -52,6 +52,10 @@ void EvictionHeap::SiftDown(uint64_t i, Entry entry) {
     const uint64_t first = 4 * i + 1;
     if (first >= size_) break;
     const uint64_t end = std::min(first + 4, size_);
+    // The next level's four lines are on their way while this level's one is compared.
+    for (uint64_t child = first; child < end && 4 * child + 1 < size_; ++child) {
+      __builtin_prefetch(&At(4 * child + 1));
+    }
     uint64_t least = first;
     for (uint64_t child = first + 1; child < end; ++child) {
       if (At(child).score < At(least).score) least = child;

@@ -18,6 +18,12 @@
 
 namespace flexkv {
 
+// Inline and without branches: the library's comparison of arrays is a call.
+inline bool SameHash(const BlockHash& a, const BlockHash& b) {
+  return ((a.words[0] ^ b.words[0]) | (a.words[1] ^ b.words[1]) | (a.words[2] ^ b.words[2]) |
+          (a.words[3] ^ b.words[3])) == 0;
+}
+
 struct alignas(64) Node {
   NodeId parent;
   NodeId first_child;

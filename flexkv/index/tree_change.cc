@@ -89,7 +89,7 @@ absl::Status RadixTree::Impl::FindParent(NamespaceId ns, std::span<const BlockHa
   if (first >= chain.size()) return absl::OkStatus();
   bool present = false;
   if (parent->node != kNoNode && parent->last_len < nodes[parent->node].len) {
-    present = nodes[parent->node].hashes()[parent->last_len] == chain[first];
+    present = SameHash(nodes[parent->node].hashes()[parent->last_len], chain[first]);
   } else {
     const uint32_t key = HeadTable::Key(ns, chain[first]);
     present = FindChild(key, ns, chain[first], parent->node) != kNoNode;

@@ -44,6 +44,8 @@ struct RadixTree::Impl {
   // Longest prefix present (kReadyOnly: ready). Bisects over the anchors, trusting chained hashes.
   template <bool kReadyOnly>
   uint32_t PrefixLength(NamespaceId ns, std::span<const BlockHash> chain) const;
+  template <bool kReadyOnly, bool kExact>
+  uint32_t CountAnchors(NamespaceId ns, std::span<const BlockHash> chain) const;
   // Walks the segment that starts at `start` (an anchor) as far as the chain is present.
   WalkEnd WalkSegment(NamespaceId ns, std::span<const BlockHash> chain, uint32_t start) const;
   NodeId FindHead(uint32_t key, NamespaceId ns, const BlockHash& hash, uint32_t depth) const;

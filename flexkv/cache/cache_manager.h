@@ -1,15 +1,17 @@
 // The core: one single-threaded state machine that owns index, slots and transfer plans. Requests,
-// completions and ticks go in; answers, ops (through TransferEngine) and events come out. It does no I/O,
-// reads no clock and rolls no dice of its own: time is an argument, memory comes from SegmentStore, copies are
-// run by executors. So the daemon, the trace simulator and the fault simulation run the same code.
+// completions and ticks go in; answers, ops (through TransferEngine) and events come out. It does
+// no I/O, reads no clock and rolls no dice of its own: time is an argument, memory comes from
+// SegmentStore, copies are run by executors. So the daemon, the trace simulator and the fault
+// simulation run the same code.
 //
-// Words: an *engine* is a scheduler and `world_size` ranks attached under one handle. A *size class* is
-// all engines whose ranks have the same shard sizes: they share slots, one radix tree and one eviction order.
-// A *namespace* is everything under which equal block hashes mean equal bytes; each has an epoch, and Reset
-// starts the next one. Block counts are in cache blocks (the engine's block size).
+// Words: an *engine* is a scheduler and `world_size` ranks attached under one handle. A *size
+// class* is all engines whose ranks have the same shard sizes: they share slots, one radix tree and
+// one eviction order. A *namespace* is everything under which equal block hashes mean equal bytes;
+// each has an epoch, and Reset starts the next one. Block counts are in cache blocks (the engine's
+// block size).
 //
-// Life of slots: see storage/slot_table.h. Residency holds one reference, each transfer op one more per rank graph;
-// bytes under a copy are never handed out again before that copy ended.
+// Life of slots: see storage/slot_table.h. Residency holds one reference, each transfer op one more
+// per rank graph; bytes under a copy are never handed out again before that copy ended.
 #pragma once
 
 #include <cstdint>
@@ -31,27 +33,30 @@ namespace flexkv {
 
 struct CacheManagerOptions {
   uint64_t cpu_cache_bytes = 1ull << 30;  // byte budget of all segments together
-  uint64_t num_cpu_blocks = 0;            // when not 0: the budget in blocks of the first registered layout
-  // One segment group (all ranks' segments together), at most; the budget is cut into at least eight groups where a block
-  // allows it, so that memory can move between size classes.
+  uint64_t num_cpu_blocks = 0;  // when not 0: the budget in blocks of the first registered layout
+  // One segment group (all ranks' segments together), at most; the budget is cut into at least
+  // eight groups where a block allows it, so that memory can move between size classes.
   uint64_t segment_bytes = 1ull << 30;
-  double evict_ratio = 0.01;              // share of a full size class evicted ahead per Tick; 0 = only what is needed
-  double evict_start_ratio = 0.98;        // background eviction starts above this share of slots used
+  double evict_ratio =
+      0.01;  // share of a full size class evicted ahead per Tick; 0 = only what is needed
+  double evict_start_ratio = 0.98;  // background eviction starts above this share of slots used
   TimeNs lease_timeout_ns = 30 * kNsPerSecond;  // a lease on which nothing was launched ends then
-  uint32_t max_chain_blocks = 1u << 20;   // longest hash chain of one request
+  uint32_t max_chain_blocks = 1u << 20;         // longest hash chain of one request
   uint32_t max_requests_per_engine = 65536;
-  uint64_t max_chain_blocks_per_engine = 1ull << 23;  // all its requests' chains together (32 bytes a block)
-  uint32_t max_ops_per_engine = 4096;     // loads and puts in flight
+  uint64_t max_chain_blocks_per_engine =
+      1ull << 23;                      // all its requests' chains together (32 bytes a block)
+  uint32_t max_ops_per_engine = 4096;  // loads and puts in flight
   uint32_t max_engines = 1024;
-  TimeNs empty_group_keep_ns = 10 * kNsPerSecond;  // an empty group beyond the first is given back after that time
+  TimeNs empty_group_keep_ns =
+      10 * kNsPerSecond;  // an empty group beyond the first is given back after that time
   // Makes the eviction policy of a new size class.
   std::unique_ptr<EvictionPolicy> (*make_policy)() = &MakeLruPolicy;
 };
 
 struct EngineSpec {
-  std::string namespace_key;             // full identity, compared in full; never logged
-  std::string namespace_label;           // what status shows (model name, short)
-  std::vector<uint64_t> shard_bytes;     // per rank, each > 0; size = world size (1..256)
+  std::string namespace_key;          // full identity, compared in full; never logged
+  std::string namespace_label;        // what status shows (model name, short)
+  std::vector<uint64_t> shard_bytes;  // per rank, each > 0; size = world size (1..256)
   uint32_t tokens_per_block = 0;
 };
 
@@ -69,8 +74,9 @@ struct PutAnswer {
 // What the owner of the manager passes on to an engine's clients.
 struct ManagerEvent {
   enum class Kind : uint8_t {
-    kOpDone,     // to the scheduler: op ended on all ranks; ok/failed in blocks
-    kRefuseOp,   // to every rank's agent (a refused daemon half) and nobody else: the op will not run
+    kOpDone,    // to the scheduler: op ended on all ranks; ok/failed in blocks
+    kRefuseOp,  // to every rank's agent (a refused daemon half) and nobody else: the op will not
+                // run
   };
   Kind kind = Kind::kOpDone;
   EngineHandle engine = 0;
@@ -84,12 +90,13 @@ struct ManagerEvent {
 // Counters since start; every one only rises. Tokens are counted by the engine (RecordGet).
 struct CacheCounters {
   uint64_t lookups = 0, lookup_blocks = 0, matched_blocks = 0;
-  uint64_t puts = 0, put_blocks_offered = 0, put_blocks_held = 0, put_blocks_accepted = 0, put_blocks_refused = 0;
+  uint64_t puts = 0, put_blocks_offered = 0, put_blocks_held = 0, put_blocks_accepted = 0,
+           put_blocks_refused = 0;
   uint64_t put_blocks_ready = 0, put_blocks_failed = 0;
   uint64_t loads = 0, loads_refused = 0, load_blocks = 0, load_blocks_failed = 0;
   uint64_t evicted_blocks = 0, leases_expired = 0, resets = 0;
-  uint64_t gets = 0, prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0, taken_tokens = 0,
-           loaded_tokens = 0, failed_tokens = 0;
+  uint64_t gets = 0, prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0,
+           taken_tokens = 0, loaded_tokens = 0, failed_tokens = 0;
   uint64_t load_bytes = 0, store_bytes = 0;
 };
 
@@ -121,63 +128,69 @@ class CacheManager {
   ~CacheManager();
 
   // --- engines ----------------------------------------------------------------------------------
-  // InvalidArgument: bad spec, or a block larger than the budget. ResourceExhausted: too many engines. Creates the namespace
-  // and the size class as needed.
+  // InvalidArgument: bad spec, or a block larger than the budget. ResourceExhausted: too many
+  // engines. Creates the namespace and the size class as needed.
   absl::StatusOr<EngineHandle> AttachEngine(const EngineSpec& spec, TimeNs now);
-  // Leases and requests end at once; ops in flight keep their slots until the TransferEngine reports
-  // them (the owner makes the executor fail ops of dead processes). No more events for this engine.
+  // Leases and requests end at once; ops in flight keep their slots until the TransferEngine
+  // reports them (the owner makes the executor fail ops of dead processes). No more events for this
+  // engine.
   void DetachEngine(EngineHandle engine, TimeNs now);
 
   // --- requests (hashes come from outside: everything is checked) --------------------------------
-  // `suffix` are the request's block hashes from position `first` on; earlier ones must be known from an
-  // earlier call of the same request. Extends the request's chain, matches all of it, leases the ready
-  // prefix (an older lease of the request is replaced). InvalidArgument: gap, chain too long, unknown engine.
-  // ResourceExhausted: too many requests.
+  // `suffix` are the request's block hashes from position `first` on; earlier ones must be known
+  // from an earlier call of the same request. Extends the request's chain, matches all of it,
+  // leases the ready prefix (an older lease of the request is replaced). InvalidArgument: gap,
+  // chain too long, unknown engine. ResourceExhausted: too many requests.
   absl::StatusOr<LookupAnswer> Lookup(EngineHandle engine, RequestKey request, uint32_t first,
                                       std::span<const BlockHash> suffix, TimeNs now);
-  // Launches the load of blocks [first, first + count) of the request's chain under its lease and trims the
-  // lease to first + count. Each rank's agent gets an op whose engine_index counts from 0 at `first`. The lease now
-  // has no deadline and ends with the last load under it; the load keeps a pin of its own, so a new Lookup, ReleaseLease or
-  // EndRequest meanwhile takes nothing from under it.
-  // When it cannot be done a kRefuseOp event follows and the status says why (NotFound: lease over or not this
-  // request's; InvalidArgument: range outside the lease or empty; ResourceExhausted: too many ops). No event for
-  // an unknown engine, key 0, or the key of an op in flight (InvalidArgument): a refusal would hit the running op.
-  absl::Status Load(EngineHandle engine, RequestKey request, OpKey key, LeaseId lease, uint32_t first,
-                    uint32_t count, TimeNs now);
+  // Launches the load of blocks [first, first + count) of the request's chain under its lease and
+  // trims the lease to first + count. Each rank's agent gets an op whose engine_index counts from 0
+  // at `first`. The lease now has no deadline and ends with the last load under it; the load keeps
+  // a pin of its own, so a new Lookup, ReleaseLease or EndRequest meanwhile takes nothing from
+  // under it. When it cannot be done a kRefuseOp event follows and the status says why (NotFound:
+  // lease over or not this request's; InvalidArgument: range outside the lease or empty;
+  // ResourceExhausted: too many ops). No event for an unknown engine, key 0, or the key of an op in
+  // flight (InvalidArgument): a refusal would hit the running op.
+  absl::Status Load(EngineHandle engine, RequestKey request, OpKey key, LeaseId lease,
+                    uint32_t first, uint32_t count, TimeNs now);
   // Offers blocks [first, first + count); `suffix` extends the chain as in Lookup, from position
-  // `suffix_first`. Blocks already held are dropped; the rest are reserved as pending and an op per rank is submitted,
-  // engine_index counting from 0 at `first`. When nothing is accepted, or on an error, a kRefuseOp event follows (with the
-  // exceptions of Load). Errors are those of Lookup, and InvalidArgument for an empty range or one past the chain.
-  absl::StatusOr<PutAnswer> Put(EngineHandle engine, RequestKey request, OpKey key, uint32_t first, uint32_t count,
-                                uint32_t suffix_first, std::span<const BlockHash> suffix, TimeNs now);
+  // `suffix_first`. Blocks already held are dropped; the rest are reserved as pending and an op per
+  // rank is submitted, engine_index counting from 0 at `first`. When nothing is accepted, or on an
+  // error, a kRefuseOp event follows (with the exceptions of Load). Errors are those of Lookup, and
+  // InvalidArgument for an empty range or one past the chain.
+  absl::StatusOr<PutAnswer> Put(EngineHandle engine, RequestKey request, OpKey key, uint32_t first,
+                                uint32_t count, uint32_t suffix_first,
+                                std::span<const BlockHash> suffix, TimeNs now);
   // Ends the request's lease (0 = whatever it has). Unknown ids are ignored.
   void ReleaseLease(EngineHandle engine, RequestKey request, LeaseId lease);
   // Forgets the request's chain and lease. Ops in flight go on.
   void EndRequest(EngineHandle engine, RequestKey request);
-  // Next epoch of the engine's namespace for all its engines: nothing put before is ever matched again, puts in
-  // flight never become ready. Visible on return.
+  // Next epoch of the engine's namespace for all its engines: nothing put before is ever matched
+  // again, puts in flight never become ready. Visible on return.
   absl::Status Reset(EngineHandle engine, TimeNs now);
   // The same by label ("" = all namespaces); returns how many namespaces were reset.
   uint32_t ResetByLabel(const std::string& label, TimeNs now);
 
   struct GetRecord {
-    uint32_t prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0, taken_tokens = 0, loaded_tokens = 0,
-             failed_tokens = 0;
+    uint32_t prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0, taken_tokens = 0,
+             loaded_tokens = 0, failed_tokens = 0;
   };
   void RecordGet(EngineHandle engine, const GetRecord& record);
 
   // --- progress ---------------------------------------------------------------------------------
-  // Takes completions from the TransferEngine, expires leases, evicts ahead, gives back empty segments. Bounded work per call.
+  // Takes completions from the TransferEngine, expires leases, evicts ahead, gives back empty
+  // segments. Bounded work per call.
   void Tick(TimeNs now);
   // Events since the last call, in order.
   void TakeEvents(std::vector<ManagerEvent>* events);
-  // Segments of an engine's size class that rank `rank` must be able to map, ascending; and whether the set changed since `*seen`
-  // (an opaque version, start with 0).
-  bool SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen, std::vector<SegmentId>* segments) const;
+  // Segments of an engine's size class that rank `rank` must be able to map, ascending; and whether
+  // the set changed since `*seen` (an opaque version, start with 0).
+  bool SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
+                  std::vector<SegmentId>* segments) const;
 
   ManagerStatus status() const;
-  // Conservation (slots = free + resident + in flight), tree and table invariants, pins = leases. Internal
-  // with the first that is broken. For tests; O(everything).
+  // Conservation (slots = free + resident + in flight), tree and table invariants, pins = leases.
+  // Internal with the first that is broken. For tests; O(everything).
   absl::Status CheckInvariants() const;
 
  private:

@@ -302,7 +302,13 @@ TEST_F(RadixTreeTest, ABrokenChainGetsSomeAnswerAndDoesNoHarm) {
     const std::vector<BlockHash> other = Chain(300, 0, 2);
     std::copy(other.begin() + cut, other.end(), mixed.begin() + cut);
     std::vector<SlotId> slots(300);
-    EXPECT_LE(tree_.Match(kNs, mixed, slots).num_blocks, 300u);
+    const PrefixMatch match = tree_.Match(kNs, mixed, slots);
+    ASSERT_LE(match.num_blocks, 300u);
+    // Whatever it is, it is one path from the root.
+    std::vector<SlotId> path;
+    tree_.PathSlots(match.last, match.num_blocks, &path);
+    EXPECT_TRUE(std::equal(path.begin(), path.end(), slots.begin()));
+    EXPECT_EQ(tree_.Ancestor(match.last, match.num_blocks), kNoSlot);
     EXPECT_LE(tree_.HitLength(kNs, mixed), 300u);
     EXPECT_LE(tree_.PresentLength(kNs, mixed), 300u);
     std::reverse(mixed.begin(), mixed.end());

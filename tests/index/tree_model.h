@@ -82,6 +82,19 @@ class Model {
     if (!block.arrived) return false;
     return !block.parent || Ready(ns, *Find(ns, *block.parent));
   }
+  uint64_t CountReady() {
+    std::map<uint32_t, std::vector<Key>> by_depth;
+    for (const auto& [key, block] : blocks) by_depth[block.depth].push_back(key);
+    std::set<Key> ready;
+    for (const auto& [depth, keys] : by_depth) {
+      for (const Key& key : keys) {
+        const ModelBlock& block = blocks.at(key);
+        if (block.arrived && (!block.parent || ready.contains({key.first, block.parent->words})))
+          ready.insert(key);
+      }
+    }
+    return ready.size();
+  }
   uint32_t PresentLength(NamespaceId ns, std::span<const BlockHash> chain) {
     uint32_t n = 0;
     while (n < chain.size() && Find(ns, chain[n]) != nullptr) ++n;
@@ -254,6 +267,7 @@ class Pair {
     uint64_t pins = 0;
     for (const auto& [key, block] : model_.blocks) pins += block.pins;
     EXPECT_EQ(stats.pinned, pins);
+    EXPECT_EQ(stats.ready, model_.CountReady());
   }
 
  private:

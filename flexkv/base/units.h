@@ -9,9 +9,9 @@
 
 namespace flexkv {
 
-// Bytes of `text`: a number with an optional unit B, KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers
-// of 1024), in any case, or "N%" of `whole_bytes`. InvalidArgument: not a size, negative, too large, or a percentage
-// above 100 or of an unknown whole (whole_bytes 0).
+// Bytes of `text`: a number with an optional unit B, KB, MB, GB, TB (powers of 1000), KiB, MiB,
+// GiB, TiB (powers of 1024), in any case, or "N%" of `whole_bytes`. InvalidArgument: not a size,
+// negative, too large, or a percentage above 100 or of an unknown whole (whole_bytes 0).
 absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t whole_bytes);
 
 // "1.5 GiB", "512 B": three significant digits, binary units.

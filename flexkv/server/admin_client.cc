@@ -24,7 +24,8 @@ void SetDeadline(int timeout_ms, grpc::ClientContext* context) {
 
 class GrpcAdminClient : public AdminClient {
  public:
-  explicit GrpcAdminClient(const std::shared_ptr<grpc::Channel>& channel) : stub_(admin::v1::Admin::NewStub(channel)) {}
+  explicit GrpcAdminClient(const std::shared_ptr<grpc::Channel>& channel)
+      : stub_(admin::v1::Admin::NewStub(channel)) {}
 
   absl::StatusOr<admin::v1::StatusReply> Status(int timeout_ms) override {
     grpc::ClientContext context;
@@ -62,12 +63,14 @@ class GrpcAdminClient : public AdminClient {
 absl::Status Probe(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof(address.sun_path)) return absl::InvalidArgumentError("the socket path is too long");
+  if (path.size() >= sizeof(address.sun_path))
+    return absl::InvalidArgumentError("the socket path is too long");
   std::memcpy(address.sun_path, path.data(), path.size());
   UniqueFd socket_fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket_fd.valid()) return absl::ErrnoToStatus(errno, "socket");
   if (connect(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return absl::UnavailableError(absl::StrCat("no flexkvd runs on ", path, " (", std::strerror(errno), ")"));
+    return absl::UnavailableError(
+        absl::StrCat("no flexkvd runs on ", path, " (", std::strerror(errno), ")"));
   }
   return absl::OkStatus();
 }

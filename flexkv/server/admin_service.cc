@@ -51,7 +51,9 @@ class Service : public admin::v1::Admin::Service {
   }
 
  private:
-  static grpc::Status Busy() { return {grpc::StatusCode::UNAVAILABLE, "the daemon is busy or stopping"}; }
+  static grpc::Status Busy() {
+    return {grpc::StatusCode::UNAVAILABLE, "the daemon is busy or stopping"};
+  }
 
   AdminCallbacks callbacks_;
 };
@@ -79,8 +81,10 @@ class GrpcAdminServer : public AdminServer {
     builder.AddListeningPort(absl::StrCat("unix:", path), grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
-    if (server_ == nullptr) return absl::UnavailableError(absl::StrCat("gRPC cannot listen on ", path));
-    if (chmod(path.c_str(), 0600) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("chmod of ", path));
+    if (server_ == nullptr)
+      return absl::UnavailableError(absl::StrCat("gRPC cannot listen on ", path));
+    if (chmod(path.c_str(), 0600) != 0)
+      return absl::ErrnoToStatus(errno, absl::StrCat("chmod of ", path));
     return absl::OkStatus();
   }
 
@@ -91,7 +95,8 @@ class GrpcAdminServer : public AdminServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const std::string& path, AdminCallbacks callbacks) {
+absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const std::string& path,
+                                                                AdminCallbacks callbacks) {
   auto server = std::make_unique<GrpcAdminServer>(std::move(callbacks));
   if (absl::Status status = server->Listen(path); !status.ok()) return status;
   return server;

@@ -1,5 +1,5 @@
-// The gRPC side of the daemon: Status, Clear, Stop over a Unix socket. Its threads decode and post; the control
-// thread answers.
+// The gRPC side of the daemon: Status, Clear, Stop over a Unix socket. Its threads decode and post;
+// the control thread answers.
 #pragma once
 
 #include <functional>
@@ -21,7 +21,8 @@ struct AdminCallbacks {
 class AdminServer {
  public:
   // Listens on `path` (mode 0600). Unavailable: gRPC could not bind it.
-  static absl::StatusOr<std::unique_ptr<AdminServer>> Start(const std::string& path, AdminCallbacks callbacks);
+  static absl::StatusOr<std::unique_ptr<AdminServer>> Start(const std::string& path,
+                                                            AdminCallbacks callbacks);
   virtual ~AdminServer() = default;  // refuses new calls, waits a moment for those under way
 };
 

@@ -31,13 +31,15 @@ absl::Status ClientConnection::SendWelcome(uint64_t boot_id, int doorbell_fd) {
   return status;
 }
 
-absl::Status ClientConnection::SendPacket(std::span<const std::byte> bytes, std::span<const int> fds) {
+absl::Status ClientConnection::SendPacket(std::span<const std::byte> bytes,
+                                          std::span<const int> fds) {
   return shm::SendPacket(link_->socket.get(), bytes, fds);
 }
 
 void ClientConnection::CloseSending() { shutdown(link_->socket.get(), SHUT_WR); }
 
-bool ClientConnection::Push(const shm::Message& message, std::span<const std::byte> payload, TimeNs now) {
+bool ClientConnection::Push(const shm::Message& message, std::span<const std::byte> payload,
+                            TimeNs now) {
   if (!completions_.Push(message, payload)) {
     ring_stall_.Note(now);
     return false;
@@ -51,7 +53,8 @@ void ClientConnection::Send(const shm::Message& message, TimeNs now) {
   if (!outbox_.empty() || !Push(message, {}, now)) outbox_.push_back(message);
 }
 
-bool ClientConnection::TrySend(const shm::Message& message, std::span<const std::byte> payload, TimeNs now) {
+bool ClientConnection::TrySend(const shm::Message& message, std::span<const std::byte> payload,
+                               TimeNs now) {
   return outbox_.empty() && Push(message, payload, now);
 }
 

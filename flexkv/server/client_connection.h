@@ -1,4 +1,5 @@
-// One attached process: its rings, its socket, and what could not be sent to it yet. Control thread only.
+// One attached process: its rings, its socket, and what could not be sent to it yet. Control thread
+// only.
 #pragma once
 
 #include <cstdint>
@@ -41,15 +42,18 @@ class ClientConnection {
   bool backlogged() const { return !outbox_.empty(); }
   // Its socket took nothing, or took something.
   void NoteSocket(bool took, TimeNs now) { took ? socket_stall_.Clear() : socket_stall_.Note(now); }
-  // For how long the client has taken nothing although something waited for it; too much kept for it counts as well.
+  // For how long the client has taken nothing although something waited for it; too much kept for
+  // it counts as well.
   bool Stalled(TimeNs limit) const {
-    return ring_stall_.Length() > limit || socket_stall_.Length() > limit || outbox_.size() > kMaxKept;
+    return ring_stall_.Length() > limit || socket_stall_.Length() > limit ||
+           outbox_.size() > kMaxKept;
   }
 
   shm::PopResult Pop(shm::Message* message, std::vector<std::byte>* payload) {
     return requests_.Pop(message, payload);
   }
-  // True when a request waits that may be read now: a client that does not take its answers is not read from.
+  // True when a request waits that may be read now: a client that does not take its answers is not
+  // read from.
   bool Readable() const { return !muted_ && outbox_.size() < kMaxOutbox && !requests_.Empty(); }
   // Nothing more is read from its ring: it broke the protocol.
   void Mute() { muted_ = true; }

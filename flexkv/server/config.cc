@@ -1,5 +1,6 @@
-// A table of keys: each has a name and a function that checks a JSON value and stores it. Everything the
-// reader knows about a key stands in its row; keys of parts that this build lacks stand in a second table.
+// A table of keys: each has a name and a function that checks a JSON value and stores it.
+// Everything the reader knows about a key stands in its row; keys of parts that this build lacks
+// stand in a second table.
 #include "flexkv/server/config.h"
 
 #include <sys/stat.h>
@@ -34,7 +35,8 @@ std::string Shown(const Json& value) {
 }
 
 absl::Status Bad(const Json& value, std::string_view wanted) {
-  return absl::InvalidArgumentError(absl::StrCat("must be ", std::string(wanted), ", not ", Shown(value)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("must be ", std::string(wanted), ", not ", Shown(value)));
 }
 
 absl::Status ReadBool(const Json& value, bool* target) {
@@ -62,12 +64,14 @@ absl::Status ReadString(const Json& value, std::string* target) {
   return absl::OkStatus();
 }
 
-absl::Status ReadSize(const Json& value, const ConfigContext& context, uint64_t least, uint64_t* target) {
+absl::Status ReadSize(const Json& value, const ConfigContext& context, uint64_t least,
+                      uint64_t* target) {
   uint64_t bytes = 0;
   if (value.is_number_unsigned()) {
     bytes = value.get<uint64_t>();
   } else if (value.is_string()) {
-    absl::StatusOr<uint64_t> parsed = ParseBytes(value.get<std::string>(), context.available_memory_bytes);
+    absl::StatusOr<uint64_t> parsed =
+        ParseBytes(value.get<std::string>(), context.available_memory_bytes);
     if (!parsed.ok()) return parsed.status();
     bytes = *parsed;
   } else {
@@ -79,13 +83,15 @@ absl::Status ReadSize(const Json& value, const ConfigContext& context, uint64_t 
 }
 
 absl::Status ReadCacheBytes(const Json& value, const ConfigContext& context, DaemonConfig* config) {
-  if (absl::Status status = ReadSize(value, context, kMinCacheBytes, &config->cpu_cache_bytes); !status.ok()) {
+  if (absl::Status status = ReadSize(value, context, kMinCacheBytes, &config->cpu_cache_bytes);
+      !status.ok()) {
     return status;
   }
   const uint64_t available = context.available_memory_bytes;
   if (available != 0 && config->cpu_cache_bytes > available) {
-    return absl::InvalidArgumentError(absl::StrCat(FormatBytes(config->cpu_cache_bytes), " is more than the ",
-                                                   FormatBytes(available), " of memory available"));
+    return absl::InvalidArgumentError(absl::StrCat(FormatBytes(config->cpu_cache_bytes),
+                                                   " is more than the ", FormatBytes(available),
+                                                   " of memory available"));
   }
   return absl::OkStatus();
 }
@@ -99,7 +105,8 @@ absl::Status ReadRatio(const Json& value, bool zero_allowed, double* target) {
   return absl::OkStatus();
 }
 
-absl::Status ReadChoice(const Json& value, const std::vector<std::string>& choices, std::string* target) {
+absl::Status ReadChoice(const Json& value, const std::vector<std::string>& choices,
+                        std::string* target) {
   if (absl::Status status = ReadString(value, target); !status.ok()) return status;
   if (std::find(choices.begin(), choices.end(), *target) != choices.end()) return absl::OkStatus();
   return Bad(value, absl::StrCat("one of ", absl::StrJoin(choices, ", ")));
@@ -163,12 +170,12 @@ struct Key {
   absl::Status (*read)(const Json& value, const ConfigContext& context, DaemonConfig* config);
 };
 
-#define FLEXKV_KEY(name, expression)                                                                   \
-  Key {                                                                                                \
-    name, [](const Json& v, const ConfigContext& context, DaemonConfig* c) -> absl::Status {           \
-      (void)context;                                                                                   \
-      return expression;                                                                               \
-    }                                                                                                  \
+#define FLEXKV_KEY(name, expression)                                                         \
+  Key {                                                                                      \
+    name, [](const Json& v, const ConfigContext& context, DaemonConfig* c) -> absl::Status { \
+      (void)context;                                                                         \
+      return expression;                                                                     \
+    }                                                                                        \
   }
 
 constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
@@ -204,24 +211,26 @@ const std::array<Key, 20> kKeys = {{
 }};
 #undef FLEXKV_KEY
 
-// Keys that other builds know. Their "off" values are accepted, so that one file serves several builds.
+// Keys that other builds know. Their "off" values are accepted, so that one file serves several
+// builds.
 constexpr std::array<const char*, 14> kOtherBuilds = {
-    "enable_ssd",         "ssd_cache_dir",       "num_ssd_blocks",   "ssd_cache_iouring_entries", "ssd_cache_bytes",
-    "enable_remote",      "num_remote_blocks",   "remote_cache_bytes",
-    "use_ce_transfer_h2d", "use_ce_transfer_d2h", "transfer_sms_h2d", "transfer_sms_d2h",
-    "enable_trace",       "trace_file_path"};
+    "enable_ssd",          "ssd_cache_dir",       "num_ssd_blocks",    "ssd_cache_iouring_entries",
+    "ssd_cache_bytes",     "enable_remote",       "num_remote_blocks", "remote_cache_bytes",
+    "use_ce_transfer_h2d", "use_ce_transfer_d2h", "transfer_sms_h2d",  "transfer_sms_d2h",
+    "enable_trace",        "trace_file_path"};
 
 bool IsOff(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
-         (value.is_number() && value.get<double>() == 0) || (value.is_string() && value.get<std::string>().empty());
+         (value.is_number() && value.get<double>() == 0) ||
+         (value.is_string() && value.get<std::string>().empty());
 }
 
 absl::Status UnknownKey(const std::string& name) {
   std::vector<std::string> known(std::begin(kOtherBuilds), std::end(kOtherBuilds));
   for (const Key& key : kKeys) known.emplace_back(key.name);
   const std::string nearest = NearestName(name, known);
-  return absl::InvalidArgumentError(nearest.empty() ? "unknown key"
-                                                    : absl::StrCat("unknown key; did you mean ", nearest, "?"));
+  return absl::InvalidArgumentError(
+      nearest.empty() ? "unknown key" : absl::StrCat("unknown key; did you mean ", nearest, "?"));
 }
 
 absl::Status ReadKey(const std::string& name, const Json& value, const ConfigContext& context,
@@ -267,9 +276,9 @@ ConfigContext SystemConfigContext() { return {AvailableMemoryBytes(), geteuid()}
 void FinishConfig(const ConfigContext& context, DaemonConfig* config) {
   constexpr uint64_t kUnknownMachine = 1ull << 30;
   if (config->cpu_cache_bytes == 0) {
-    config->cpu_cache_bytes =
-        std::max(kMinCacheBytes, context.available_memory_bytes == 0 ? kUnknownMachine
-                                                                     : context.available_memory_bytes / 4);
+    config->cpu_cache_bytes = std::max(kMinCacheBytes, context.available_memory_bytes == 0
+                                                           ? kUnknownMachine
+                                                           : context.available_memory_bytes / 4);
   }
   if (config->allowed_uids.empty()) config->allowed_uids.push_back(context.own_uid);
 }
@@ -284,7 +293,8 @@ absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, const ConfigCont
       return absl::InvalidArgumentError("cache_config: must be the only key where it is used");
     }
     object = &root["cache_config"];
-    if (!object->is_object()) return absl::InvalidArgumentError("cache_config: must be a JSON object");
+    if (!object->is_object())
+      return absl::InvalidArgumentError("cache_config: must be a JSON object");
   }
   DaemonConfig config;
   for (const auto& [name, value] : object->items()) {
@@ -310,11 +320,13 @@ absl::StatusOr<DaemonConfig> ReadConfigFile(const std::string& path, const Confi
   }
   text.resize(static_cast<size_t>(file.gcount()));
   absl::StatusOr<DaemonConfig> config = ParseConfig(text, context);
-  if (!config.ok()) return absl::InvalidArgumentError(absl::StrCat(path, ": ", config.status().message()));
+  if (!config.ok())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", config.status().message()));
   return config;
 }
 
-absl::Status SetCpuCacheBytes(std::string_view text, const ConfigContext& context, DaemonConfig* config) {
+absl::Status SetCpuCacheBytes(std::string_view text, const ConfigContext& context,
+                              DaemonConfig* config) {
   absl::Status status = ReadCacheBytes(Json(std::string(text)), context, config);
   if (status.ok()) return status;
   return absl::InvalidArgumentError(absl::StrCat("cpu_cache_bytes: ", status.message()));
@@ -362,15 +374,16 @@ std::string NearestName(std::string_view name, const std::vector<std::string>& k
 absl::StatusOr<HostPort> ParseLoopback(const std::string& text) {
   const size_t colon = text.rfind(':');
   HostPort result;
-  if (colon == std::string::npos || !absl::SimpleAtoi(text.substr(colon + 1), &result.port) || result.port < 0 ||
-      result.port > 65535) {
+  if (colon == std::string::npos || !absl::SimpleAtoi(text.substr(colon + 1), &result.port) ||
+      result.port < 0 || result.port > 65535) {
     return absl::InvalidArgumentError("must be \"\" or HOST:PORT such as \"127.0.0.1:9090\"");
   }
   result.host = text.substr(0, colon);
   if (result.host == "[::1]") result.host = "::1";
   if (result.host != "127.0.0.1" && result.host != "::1" && result.host != "localhost") {
     return absl::InvalidArgumentError(
-        "only a loopback address is allowed (127.0.0.1, [::1] or localhost); metrics carry no authentication");
+        "only a loopback address is allowed (127.0.0.1, [::1] or localhost); metrics carry no "
+        "authentication");
   }
   return result;
 }

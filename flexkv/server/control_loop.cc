@@ -1,7 +1,8 @@
-// Clients come and go through five doors, all in this file: Admit (a hello in order), OnGoodbye, OnHangUp, OnExit, and
-// Violate. What matters at each is the same question: may a thread of that process still copy into the arena?
-// Until it said goodbye or died it may, so a worker with ops under way lingers without an engine until then; its
-// ops' slots stay pinned, everything else it held is given back at once.
+// Clients come and go through five doors, all in this file: Admit (a hello in order), OnGoodbye,
+// OnHangUp, OnExit, and Violate. What matters at each is the same question: may a thread of that
+// process still copy into the arena? Until it said goodbye or died it may, so a worker with ops
+// under way lingers without an engine until then; its ops' slots stay pinned, everything else it
+// held is given back at once.
 #include "flexkv/server/control_loop.h"
 
 #include <immintrin.h>
@@ -23,14 +24,16 @@
 namespace flexkv {
 namespace {
 
-constexpr int kMessagesPerTurn = 64;                 // of one client, before the next one's turn
-constexpr TimeNs kBusyTickNs = kNsPerMs;             // ticks while things happen
-constexpr TimeNs kIdleTickNs = 100 * kNsPerMs;       // ticks while nothing does
-constexpr TimeNs kStallLimitNs = 2 * kNsPerSecond;   // a client that takes nothing for so long is dropped
+constexpr int kMessagesPerTurn = 64;            // of one client, before the next one's turn
+constexpr TimeNs kBusyTickNs = kNsPerMs;        // ticks while things happen
+constexpr TimeNs kIdleTickNs = 100 * kNsPerMs;  // ticks while nothing does
+constexpr TimeNs kStallLimitNs =
+    2 * kNsPerSecond;  // a client that takes nothing for so long is dropped
 
 }  // namespace
 
-ControlLoop::ControlLoop(Options options, MemfdSegmentStore* segments, int doorbell_fd, shm::Bell* doorbell)
+ControlLoop::ControlLoop(Options options, MemfdSegmentStore* segments, int doorbell_fd,
+                         shm::Bell* doorbell)
     : options_(std::move(options)),
       segments_(segments),
       doorbell_fd_(doorbell_fd),
@@ -90,15 +93,18 @@ bool ControlLoop::Round() {
 }
 
 bool ControlLoop::HasRingWork() const {
-  return std::any_of(clients_.begin(), clients_.end(), [](const auto& entry) { return entry.second->Readable(); });
+  return std::any_of(clients_.begin(), clients_.end(),
+                     [](const auto& entry) { return entry.second->Readable(); });
 }
 
-bool ControlLoop::HasWork() const { return mailbox_.Waiting() || HasRingWork() || executor_.HasResults(); }
+bool ControlLoop::HasWork() const {
+  return mailbox_.Waiting() || HasRingWork() || executor_.HasResults();
+}
 
 TimeNs ControlLoop::SleepTime() const {
-  const bool waiting_for_room = std::any_of(clients_.begin(), clients_.end(), [](const auto& entry) {
-    return entry.second->backlogged() && !entry.second->muted();
-  });
+  const bool waiting_for_room = std::any_of(
+      clients_.begin(), clients_.end(),
+      [](const auto& entry) { return entry.second->backlogged() && !entry.second->muted(); });
   const TimeNs interval = dirty_ || waiting_for_room ? kBusyTickNs : kIdleTickNs;
   const TimeNs elapsed = clock_.Now() - last_tick_;
   return elapsed >= interval ? kNsPerUs : interval - elapsed;
@@ -110,7 +116,8 @@ bool ControlLoop::DrainRings() {
   for (auto& [id, client] : clients_) {
     if (!client->Readable()) continue;
     worked |= DrainClient(client.get());
-    if (client->muted() || (client->lingering && executor_.OpsOf(client.get()) == 0)) gone.push_back(client.get());
+    if (client->muted() || (client->lingering && executor_.OpsOf(client.get()) == 0))
+      gone.push_back(client.get());
   }
   for (ClientConnection* client : gone) Leave(client);
   return worked;
@@ -138,7 +145,8 @@ absl::Status ControlLoop::Handle(ClientConnection* client) {
   const auto type = static_cast<shm::MessageType>(message_.type);
   if (client->is_worker()) {
     if (type != shm::MessageType::kOpDone) {
-      return absl::InvalidArgumentError(absl::StrCat("message type ", message_.type, " is not a worker's"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("message type ", message_.type, " is not a worker's"));
     }
     return executor_.OnOpDone(client, message_, payload_);
   }
@@ -148,7 +156,8 @@ absl::Status ControlLoop::Handle(ClientConnection* client) {
     return HandleSchedulerMessage(&manager_, handle, message_, payload_, client->engine, now_);
   }
   const TimeNs start = clock_.Now();
-  absl::Status status = HandleSchedulerMessage(&manager_, handle, message_, payload_, client->engine, start);
+  absl::Status status =
+      HandleSchedulerMessage(&manager_, handle, message_, payload_, client->engine, start);
   match_latency_ns_.Record(clock_.Now() - start);
   return status;
 }
@@ -172,7 +181,8 @@ void ControlLoop::ReportPages() {
   if (kind == PageKind::k4KiB) {
     spdlog::warn("the CPU tier has 4 KiB pages: copies are slower (see use_hugetlb and use_thp)");
   } else {
-    spdlog::info("the CPU tier has {} pages", kind == PageKind::kHugetlb ? "2 MiB hugetlb" : "transparent huge");
+    spdlog::info("the CPU tier has {} pages",
+                 kind == PageKind::kHugetlb ? "2 MiB hugetlb" : "transparent huge");
   }
 }
 
@@ -245,19 +255,21 @@ ClientConnection* ControlLoop::Find(uint64_t client_id) {
 }
 
 absl::Status ControlLoop::Place(const ClientHello& hello, pid_t pid) {
-  // The same process in the same place again: by contract a client attaches anew only after its threads stopped copying
-  // for the old attachment, so what lingers of that one is over.
+  // The same process in the same place again: by contract a client attaches anew only after its
+  // threads stopped copying for the old attachment, so what lingers of that one is over.
   for (auto client = clients_.begin(); client != clients_.end();) {
     ClientConnection* old = (client++)->second.get();
     const ClientHello& theirs = old->hello();
-    if (old->lingering && old->pid() == pid && theirs.engine == hello.engine && theirs.role == hello.role && theirs.rank == hello.rank) {
+    if (old->lingering && old->pid() == pid && theirs.engine == hello.engine &&
+        theirs.role == hello.role && theirs.rank == hello.rank) {
       Bury(old);
     }
   }
   auto engine = engines_.find(hello.engine);
   if (engine != engines_.end()) return engine->second->Admits(hello);
   if (engines_.size() < options_.max_engines) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("max_engines (", options_.max_engines, ") are attached"));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("max_engines (", options_.max_engines, ") are attached"));
 }
 
 void ControlLoop::Admit(NewClient new_client) {
@@ -283,7 +295,8 @@ void ControlLoop::Admit(NewClient new_client) {
 
 void ControlLoop::Violate(ClientConnection* client, const std::string& reason) {
   ++clients_dropped_;
-  spdlog::warn("dropped a {} (pid {}): {}", client->is_worker() ? "worker" : "scheduler", client->pid(), reason);
+  spdlog::warn("dropped a {} (pid {}): {}", client->is_worker() ? "worker" : "scheduler",
+               client->pid(), reason);
   client->Mute();
 }
 
@@ -313,7 +326,8 @@ void ControlLoop::Forget(ClientConnection* client) {
   clients_.erase(client->id());
 }
 
-// --- what the daemon tells about itself ------------------------------------------------------------
+// --- what the daemon tells about itself
+// ------------------------------------------------------------
 
 bool ControlLoop::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
                              std::vector<SegmentId>* segments) const {
@@ -343,8 +357,8 @@ DaemonSnapshot ControlLoop::TakeSnapshot() {
   constexpr std::array<const char*, 2> kNames = {"device_to_cpu", "cpu_to_device"};
   for (size_t i = 0; i < kNames.size(); ++i) {
     const DeviceExecutor::RouteMetrics& metrics = executor_.metrics(static_cast<Route>(i));
-    snapshot.routes[i] = {kNames[i], metrics.ops.load(), metrics.failed_ops.load(), metrics.bytes.load(),
-                          metrics.latency_ns.snapshot()};
+    snapshot.routes[i] = {kNames[i], metrics.ops.load(), metrics.failed_ops.load(),
+                          metrics.bytes.load(), metrics.latency_ns.snapshot()};
   }
   for (const auto& [id, engine] : engines_) {
     EngineSnapshot item;

@@ -1,6 +1,7 @@
-// The control thread: owns the cache, the transfer engine and every connection. Each round it runs what other
-// threads posted, reads a bounded number of requests of each client in turn, lets the cache make progress and delivers
-// what came of it; with nothing to do it spins a moment and then sleeps on the doorbell.
+// The control thread: owns the cache, the transfer engine and every connection. Each round it runs
+// what other threads posted, reads a bounded number of requests of each client in turn, lets the
+// cache make progress and delivers what came of it; with nothing to do it spins a moment and then
+// sleeps on the doorbell.
 #pragma once
 
 #include <array>
@@ -37,7 +38,8 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
  public:
   using Options = ControlLoopOptions;
 
-  // `doorbell_fd` is passed to clients; `doorbell` is its mapping; both and `segments` outlive the loop.
+  // `doorbell_fd` is passed to clients; `doorbell` is its mapping; both and `segments` outlive the
+  // loop.
   ControlLoop(Options options, MemfdSegmentStore* segments, int doorbell_fd, shm::Bell* doorbell);
   ~ControlLoop() override;
 
@@ -59,7 +61,8 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   void OnExit(uint64_t client_id) override;
 
   // ArenaDirectory
-  bool SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen, std::vector<SegmentId>* segments) const override;
+  bool SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
+                  std::vector<SegmentId>* segments) const override;
   int Fd(SegmentId segment) const override { return segments_->Fd(segment); }
   uint64_t Bytes(SegmentId segment) const override { return segments_->Bytes(segment); }
 
@@ -103,17 +106,17 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
 
   std::map<uint64_t, std::unique_ptr<ClientConnection>> clients_;
   std::map<EngineId, std::unique_ptr<EngineConnection>> engines_;
-  TimeNs now_ = 0;        // read once per round
+  TimeNs now_ = 0;  // read once per round
   TimeNs last_tick_ = 0;
   TimeNs last_client_ = 0;
-  bool dirty_ = false;    // something happened since the last tick
+  bool dirty_ = false;  // something happened since the last tick
   bool idle_exit_told_ = false;
   uint64_t clients_dropped_ = 0;
   PageKind pages_ = PageKind::kUnknown;  // as last said in the log
   Histogram match_latency_ns_;
-  shm::Message message_;                // scratch
-  std::vector<std::byte> payload_;      // scratch
-  std::vector<ManagerEvent> events_;    // scratch
+  shm::Message message_;              // scratch
+  std::vector<std::byte> payload_;    // scratch
+  std::vector<ManagerEvent> events_;  // scratch
 
   std::atomic<bool> stopping_{false};
   std::thread thread_;

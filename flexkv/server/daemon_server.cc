@@ -33,7 +33,8 @@ uint64_t MakeBootId() {
   return id;
 }
 
-ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id, std::function<void()> on_stop_wanted) {
+ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id,
+                               std::function<void()> on_stop_wanted) {
   ControlLoopOptions options;
   options.cache.cpu_cache_bytes = config.cpu_cache_bytes;
   options.cache.num_cpu_blocks = config.num_cpu_blocks;
@@ -59,7 +60,8 @@ void RaiseDescriptorLimit(uint32_t max_engines) {
   }
   const rlim_t wanted = 256 + kDescriptorsPerEngine * max_engines;
   if (limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < wanted) {
-    spdlog::warn("the limit of open files is {}; {} engines may need {}", limit.rlim_cur, max_engines, wanted);
+    spdlog::warn("the limit of open files is {}; {} engines may need {}", limit.rlim_cur,
+                 max_engines, wanted);
   }
 }
 
@@ -114,7 +116,8 @@ std::optional<DaemonSnapshot> DaemonServer::Impl::Snapshot() {
   return snapshot;
 }
 
-absl::Status DaemonServer::Impl::StartAll(const DaemonConfig& config, std::function<void()> on_stop_wanted) {
+absl::Status DaemonServer::Impl::StartAll(const DaemonConfig& config,
+                                          std::function<void()> on_stop_wanted) {
   RaiseDescriptorLimit(config.max_engines);
   absl::StatusOr<UniqueFd> bell_fd = MakeSealedMemfd("flexkv-doorbell", kDoorbellBytes);
   if (!bell_fd.ok()) return bell_fd.status();
@@ -135,22 +138,26 @@ absl::Status DaemonServer::Impl::StartAll(const DaemonConfig& config, std::funct
   segments = std::move(*store);
   page_kind = ProbePages(segments.get(), config.prefault);
 
-  loop = std::make_unique<ControlLoop>(LoopOptions(config, boot_id, on_stop_wanted), segments.get(), doorbell_fd.get(),
+  loop = std::make_unique<ControlLoop>(LoopOptions(config, boot_id, on_stop_wanted), segments.get(),
+                                       doorbell_fd.get(),
                                        reinterpret_cast<shm::Bell*>(doorbell.data()));
   return StartOutside(config, std::move(on_stop_wanted));
 }
 
-absl::Status DaemonServer::Impl::StartOutside(const DaemonConfig& config, std::function<void()> on_stop_wanted) {
+absl::Status DaemonServer::Impl::StartOutside(const DaemonConfig& config,
+                                              std::function<void()> on_stop_wanted) {
   const SocketPaths& paths = dir.paths();
   absl::StatusOr<UniqueFd> listener = shm::ListenPacketSocket(paths.handshake, kBacklog);
   if (!listener.ok()) return listener.status();
   const bool others = config.allowed_uids.size() > 1 || config.allowed_uids.front() != geteuid();
   // Other users get as far as the credentials check, no further.
-  if (others && chmod(paths.handshake.c_str(), 0666) != 0) return absl::ErrnoToStatus(errno, "chmod of daemon.sock");
+  if (others && chmod(paths.handshake.c_str(), 0666) != 0)
+    return absl::ErrnoToStatus(errno, "chmod of daemon.sock");
   IoThreadOptions io_options;
   io_options.allowed_uids = config.allowed_uids;
   io_options.boot_id = boot_id;
-  absl::StatusOr<std::unique_ptr<IoThread>> started = IoThread::Start(io_options, std::move(*listener), loop.get());
+  absl::StatusOr<std::unique_ptr<IoThread>> started =
+      IoThread::Start(io_options, std::move(*listener), loop.get());
   if (!started.ok()) return started.status();
   io = std::move(*started);
   loop->Start(io.get());
@@ -158,10 +165,12 @@ absl::Status DaemonServer::Impl::StartOutside(const DaemonConfig& config, std::f
   AdminCallbacks callbacks;
   callbacks.snapshot = [this] { return Snapshot(); };
   callbacks.clear = [this](const std::string& label) {
-    return loop->mailbox()->Call<uint32_t>(kCallTimeout, [this, label] { return loop->Clear(label); });
+    return loop->mailbox()->Call<uint32_t>(kCallTimeout,
+                                           [this, label] { return loop->Clear(label); });
   };
   callbacks.stop = std::move(on_stop_wanted);
-  absl::StatusOr<std::unique_ptr<AdminServer>> admin_server = AdminServer::Start(paths.admin, std::move(callbacks));
+  absl::StatusOr<std::unique_ptr<AdminServer>> admin_server =
+      AdminServer::Start(paths.admin, std::move(callbacks));
   if (!admin_server.ok()) return admin_server.status();
   admin = std::move(*admin_server);
   absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
@@ -171,16 +180,18 @@ absl::Status DaemonServer::Impl::StartOutside(const DaemonConfig& config, std::f
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<DaemonServer>> DaemonServer::Start(const DaemonConfig& config,
-                                                                  std::function<void()> on_stop_wanted) {
+absl::StatusOr<std::unique_ptr<DaemonServer>> DaemonServer::Start(
+    const DaemonConfig& config, std::function<void()> on_stop_wanted) {
   if (config.socket_dir.empty() || config.allowed_uids.empty() || config.cpu_cache_bytes == 0) {
-    return absl::InvalidArgumentError("the configuration is not complete (FinishConfig, socket_dir)");
+    return absl::InvalidArgumentError(
+        "the configuration is not complete (FinishConfig, socket_dir)");
   }
   const bool others = config.allowed_uids.size() > 1 || config.allowed_uids.front() != geteuid();
   absl::StatusOr<SocketDir> dir = SocketDir::Open(config.socket_dir, others);
   if (!dir.ok()) return dir.status();
   auto impl = std::make_unique<Impl>(std::move(*dir));
-  if (absl::Status status = impl->StartAll(config, std::move(on_stop_wanted)); !status.ok()) return status;
+  if (absl::Status status = impl->StartAll(config, std::move(on_stop_wanted)); !status.ok())
+    return status;
   return std::unique_ptr<DaemonServer>(new DaemonServer(std::move(impl)));
 }
 

@@ -13,21 +13,23 @@ namespace flexkv {
 
 class DaemonServer {
  public:
-  // Starts listening; engines can attach when it returns. `config` as FinishConfig leaves it, with a socket directory
-  // ("" is refused). `on_stop_wanted` is called on another thread when somebody asks the daemon to stop (gRPC, idle
-  // exit); the owner then destroys the server.
-  // AlreadyExists: another daemon holds the directory. PermissionDenied, NotFound, InvalidArgument: the directory is not
-  // usable. ResourceExhausted, Unavailable: no memory, descriptors or address.
+  // Starts listening; engines can attach when it returns. `config` as FinishConfig leaves it, with
+  // a socket directory
+  // ("" is refused). `on_stop_wanted` is called on another thread when somebody asks the daemon to
+  // stop (gRPC, idle exit); the owner then destroys the server. AlreadyExists: another daemon holds
+  // the directory. PermissionDenied, NotFound, InvalidArgument: the directory is not usable.
+  // ResourceExhausted, Unavailable: no memory, descriptors or address.
   static absl::StatusOr<std::unique_ptr<DaemonServer>> Start(const DaemonConfig& config,
                                                              std::function<void()> on_stop_wanted);
-  // Stops in order: no new callers, no new clients, then the control thread. Mappings of clients stay valid.
+  // Stops in order: no new callers, no new clients, then the control thread. Mappings of clients
+  // stay valid.
   ~DaemonServer();
 
   const SocketPaths& paths() const;
   uint64_t boot_id() const;
-  int metrics_port() const;         // of the loopback listener, 0 without one
-  std::string page_kind() const;    // what pages the arena has, asked of the kernel
-  bool small_pages() const;         // they are 4 KiB
+  int metrics_port() const;       // of the loopback listener, 0 without one
+  std::string page_kind() const;  // what pages the arena has, asked of the kernel
+  bool small_pages() const;       // they are 4 KiB
 
  private:
   struct Impl;

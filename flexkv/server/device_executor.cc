@@ -20,7 +20,8 @@ std::vector<uint32_t> AllPositions(uint32_t count) {
 }
 
 // The failed positions of a kOpDone, checked. InvalidArgument: the message contradicts itself.
-absl::StatusOr<std::vector<uint32_t>> FailedPositions(const shm::Message& message, std::span<const std::byte> payload,
+absl::StatusOr<std::vector<uint32_t>> FailedPositions(const shm::Message& message,
+                                                      std::span<const std::byte> payload,
                                                       uint32_t num_blocks) {
   if (payload.size() != uint64_t{message.count} * sizeof(uint32_t) || message.count > num_blocks) {
     return absl::InvalidArgumentError("an op's end has a payload of the wrong size");
@@ -34,10 +35,12 @@ absl::StatusOr<std::vector<uint32_t>> FailedPositions(const shm::Message& messag
   }
   switch (static_cast<OpStatus>(message.status)) {
     case OpStatus::kOk:
-      if (!failed.empty()) return absl::InvalidArgumentError("an op's end is ok and names failed blocks");
+      if (!failed.empty())
+        return absl::InvalidArgumentError("an op's end is ok and names failed blocks");
       return failed;
     case OpStatus::kPartial:
-      if (failed.empty()) return absl::InvalidArgumentError("an op's end is partial and names no failed block");
+      if (failed.empty())
+        return absl::InvalidArgumentError("an op's end is partial and names no failed block");
       return failed;
     case OpStatus::kFailed:
       return AllPositions(num_blocks);
@@ -97,7 +100,8 @@ absl::Status DeviceExecutor::OnOpDone(const ClientConnection* client, const shm:
   auto it = worker->running.find(message.op);
   if (it == worker->running.end()) {
     auto refused = std::find(worker->refused.begin(), worker->refused.end(), message.op);
-    if (refused == worker->refused.end()) return absl::InvalidArgumentError("an op ended that was not under way");
+    if (refused == worker->refused.end())
+      return absl::InvalidArgumentError("an op ended that was not under way");
     worker->refused.erase(refused);
     return absl::OkStatus();
   }
@@ -116,7 +120,8 @@ void DeviceExecutor::Finish(const Worker& worker, const Running& op, OpResult re
   RouteMetrics& metrics = metrics_[static_cast<size_t>(op.route)];
   const uint64_t copied = op.num_blocks - result.failed.size();
   metrics.ops.fetch_add(1, std::memory_order_relaxed);
-  if (result.status == OpStatus::kFailed) metrics.failed_ops.fetch_add(1, std::memory_order_relaxed);
+  if (result.status == OpStatus::kFailed)
+    metrics.failed_ops.fetch_add(1, std::memory_order_relaxed);
   metrics.bytes.fetch_add(copied * worker.client->hello().shard_bytes, std::memory_order_relaxed);
   metrics.latency_ns.Record(clock_->Now() - op.started);
   results_.push_back(std::move(result));
@@ -159,9 +164,12 @@ bool DeviceExecutor::SyncSegments(Worker* worker) {
     const int fd = packet.type == static_cast<uint32_t>(shm::PacketType::kSegment)
                        ? directory_->Fd(packet.segment)
                        : -1;
-    const bool given_back = packet.type == static_cast<uint32_t>(shm::PacketType::kSegment) && fd < 0;
-    if (!given_back) {  // else its kSegmentGone is behind it in the queue: a client ignores unknown ids there
-      const std::span<const int> fds = fd >= 0 ? std::span<const int>(&fd, 1) : std::span<const int>();
+    const bool given_back =
+        packet.type == static_cast<uint32_t>(shm::PacketType::kSegment) && fd < 0;
+    if (!given_back) {  // else its kSegmentGone is behind it in the queue: a client ignores unknown
+                        // ids there
+      const std::span<const int> fds =
+          fd >= 0 ? std::span<const int>(&fd, 1) : std::span<const int>();
       const bool took = worker->client->SendPacket(shm::AsBytes(packet), fds).ok();
       worker->client->NoteSocket(took, clock_->Now());
       if (!took) return false;
@@ -186,13 +194,14 @@ bool DeviceExecutor::Supports(Route route) const {
 }
 
 void DeviceExecutor::EndFailed(const TransferOp& op) {
-  results_.push_back({op.id, OpStatus::kFailed, AllPositions(static_cast<uint32_t>(op.blocks.size()))});
+  results_.push_back(
+      {op.id, OpStatus::kFailed, AllPositions(static_cast<uint32_t>(op.blocks.size()))});
 }
 
 bool DeviceExecutor::Submit(const TransferOp& op) {
   Worker* worker = Find(op.engine, op.rank);
-  // A lost engine, an op that no message can carry, a key that is still under way from an earlier attachment:
-  // such ops end at once, without a copy.
+  // A lost engine, an op that no message can carry, a key that is still under way from an earlier
+  // attachment: such ops end at once, without a copy.
   if (worker == nullptr || op.blocks.size() > kMaxOpBlocks || worker->running.contains(op.key)) {
     EndFailed(op);
     return true;
@@ -226,7 +235,8 @@ bool DeviceExecutor::Submit(const TransferOp& op) {
 
 void DeviceExecutor::Poll(TimeNs /*timeout_ns*/, std::vector<OpResult>* results) {
   // Never waits: the control thread sleeps on its doorbell, which workers ring.
-  results->insert(results->end(), std::make_move_iterator(results_.begin()), std::make_move_iterator(results_.end()));
+  results->insert(results->end(), std::make_move_iterator(results_.begin()),
+                  std::make_move_iterator(results_.end()));
   results_.clear();
 }
 

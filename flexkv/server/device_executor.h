@@ -1,6 +1,7 @@
-// The executor whose queue ends in other processes: an op of a rank is sent through that worker's ring, its end
-// comes back as kOpDone. Whatever the worker does, an accepted op ends exactly once here; until the worker said so, said
-// goodbye or died, its arena places belong to the copy. Control thread only.
+// The executor whose queue ends in other processes: an op of a rank is sent through that worker's
+// ring, its end comes back as kOpDone. Whatever the worker does, an accepted op ends exactly once
+// here; until the worker said so, said goodbye or died, its arena places belong to the copy.
+// Control thread only.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@
 
 namespace flexkv {
 
-// Where segments are looked up: the manager knows which ones a rank needs, the store their descriptors.
+// Where segments are looked up: the manager knows which ones a rank needs, the store their
+// descriptors.
 class ArenaDirectory {
  public:
   virtual ~ArenaDirectory() = default;
@@ -84,9 +86,9 @@ class DeviceExecutor : public Executor {
     EngineHandle engine = 0;  // 0: not attached
     uint32_t rank = 0;
     std::unordered_map<OpKey, Running> running;
-    std::deque<OpKey> refused;           // latest refusals, bounded
+    std::deque<OpKey> refused;  // latest refusals, bounded
     uint64_t seen_segments = 0;
-    std::set<SegmentId> segments;        // sent, or in `packets`
+    std::set<SegmentId> segments;  // sent, or in `packets`
     std::deque<shm::SegmentPacket> packets;
   };
 

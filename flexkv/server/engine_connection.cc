@@ -10,11 +10,14 @@ namespace flexkv {
 namespace {
 
 // Length before text, so that no two lists of texts look the same.
-void AppendPart(const std::string& text, std::string* key) { absl::StrAppend(key, text.size(), ":", text); }
+void AppendPart(const std::string& text, std::string* key) {
+  absl::StrAppend(key, text.size(), ":", text);
+}
 
 }  // namespace
 
-EngineConnection::EngineConnection(const ClientHello& first, CacheManager* manager, DeviceExecutor* executor)
+EngineConnection::EngineConnection(const ClientHello& first, CacheManager* manager,
+                                   DeviceExecutor* executor)
     : id_(first.engine),
       world_size_(first.world_size),
       manager_(manager),
@@ -28,13 +31,15 @@ ClientConnection* EngineConnection::Occupant(const ClientHello& hello) const {
 
 absl::Status EngineConnection::Admits(const ClientHello& hello) const {
   if (hello.world_size != world_size_) {
-    return absl::FailedPreconditionError(absl::StrCat("the engine's other members say world size ", world_size_,
-                                                      ", this one says ", hello.world_size));
+    return absl::FailedPreconditionError(absl::StrCat("the engine's other members say world size ",
+                                                      world_size_, ", this one says ",
+                                                      hello.world_size));
   }
   if (Occupant(hello) != nullptr) {
-    return absl::FailedPreconditionError(hello.role == shm::Role::kScheduler
-                                             ? std::string("this engine has a scheduler attached already")
-                                             : absl::StrCat("rank ", hello.rank, " of this engine is attached already"));
+    return absl::FailedPreconditionError(
+        hello.role == shm::Role::kScheduler
+            ? std::string("this engine has a scheduler attached already")
+            : absl::StrCat("rank ", hello.rank, " of this engine is attached already"));
   }
   return absl::OkStatus();
 }
@@ -58,7 +63,8 @@ EngineSpec EngineConnection::MakeSpec() const {
   EngineSpec spec;
   spec.namespace_label = label_;
   spec.tokens_per_block = tokens_per_block_;
-  spec.namespace_key = absl::StrCat("flexkv-namespace-1 world ", world_size_, " tokens ", tokens_per_block_, " ");
+  spec.namespace_key =
+      absl::StrCat("flexkv-namespace-1 world ", world_size_, " tokens ", tokens_per_block_, " ");
   AppendPart(scheduler_->hello().identity, &spec.namespace_key);
   for (const ClientConnection* worker : workers_) {
     spec.shard_bytes.push_back(worker->hello().shard_bytes);
@@ -78,8 +84,8 @@ void EngineConnection::Attach(TimeNs now) {
   handle_ = *handle;
   attached_at_ = now;
   executor_->AddEngine(handle_, workers_);
-  spdlog::info("engine {} attached: {} rank(s), {} tokens and {} bytes per block", label_, world_size_,
-               tokens_per_block_, block_bytes());
+  spdlog::info("engine {} attached: {} rank(s), {} tokens and {} bytes per block", label_,
+               world_size_, tokens_per_block_, block_bytes());
   SendReady(1, shm::WireStatus::kOk, now);
 }
 
@@ -95,9 +101,10 @@ void EngineConnection::Remove(ClientConnection* client, TimeNs now) {
   if (handle_ == 0) return;
   executor_->RemoveEngine(handle_);
   manager_->DetachEngine(std::exchange(handle_, 0), now);
-  spdlog::info("engine {} detached: its {} (pid {}) is gone", label_,
-               client->is_worker() ? absl::StrCat("rank ", client->hello().rank) : std::string("scheduler"),
-               client->pid());
+  spdlog::info(
+      "engine {} detached: its {} (pid {}) is gone", label_,
+      client->is_worker() ? absl::StrCat("rank ", client->hello().rank) : std::string("scheduler"),
+      client->pid());
   SendReady(0, shm::WireStatus::kOk, now);
 }
 

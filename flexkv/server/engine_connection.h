@@ -1,6 +1,6 @@
-// One engine as the daemon sees it: a scheduler and world_size workers that came with the same engine id. When all
-// are there it is attached to the CacheManager; when one is lost it is detached, and the others wait for the missing
-// one to come back. Control thread only.
+// One engine as the daemon sees it: a scheduler and world_size workers that came with the same
+// engine id. When all are there it is attached to the CacheManager; when one is lost it is
+// detached, and the others wait for the missing one to come back. Control thread only.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ class EngineConnection : public EngineSink {
  public:
   EngineConnection(const ClientHello& first, CacheManager* manager, DeviceExecutor* executor);
 
-  // FailedPrecondition, in a sentence for the client: its place is taken, or it disagrees with the others.
+  // FailedPrecondition, in a sentence for the client: its place is taken, or it disagrees with the
+  // others.
   absl::Status Admits(const ClientHello& hello) const;
   // The member that sits where `hello` wants to sit; null when the place is free.
   ClientConnection* Occupant(const ClientHello& hello) const;

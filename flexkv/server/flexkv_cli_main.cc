@@ -27,8 +27,8 @@ int Fail(const absl::Status& status) {
 }
 
 int NoDaemon(const SocketPaths& paths) {
-  std::fprintf(stderr, "flexkv: no daemon runs on %s (start one with: flexkvd --socket-dir %s)\n", paths.dir.c_str(),
-               paths.dir.c_str());
+  std::fprintf(stderr, "flexkv: no daemon runs on %s (start one with: flexkvd --socket-dir %s)\n",
+               paths.dir.c_str(), paths.dir.c_str());
   return kExitNoDaemon;
 }
 
@@ -71,17 +71,19 @@ int RunMetrics(const SocketPaths& paths) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app{"flexkv asks the flexkvd of this machine, or tells it what to do.\n\n"
-               "Examples:\n"
-               "  flexkv status                     memory, hit rate, engines, latencies\n"
-               "  flexkv status --json | jq .counters\n"
-               "  flexkv clear --namespace my-model forget what is cached for one model\n"
-               "  flexkv stop\n\n"
-               "Exit codes: 0 done, 1 failed, 2 usage, 3 no daemon runs.\n"};
+  CLI::App app{
+      "flexkv asks the flexkvd of this machine, or tells it what to do.\n\n"
+      "Examples:\n"
+      "  flexkv status                     memory, hit rate, engines, latencies\n"
+      "  flexkv status --json | jq .counters\n"
+      "  flexkv clear --namespace my-model forget what is cached for one model\n"
+      "  flexkv stop\n\n"
+      "Exit codes: 0 done, 1 failed, 2 usage, 3 no daemon runs.\n"};
   app.require_subcommand(1);
   app.fallthrough();
   std::string socket_dir;
-  app.add_option("--socket-dir", socket_dir, "the daemon's socket directory (default as flexkvd's)")->type_name("DIR");
+  app.add_option("--socket-dir", socket_dir, "the daemon's socket directory (default as flexkvd's)")
+      ->type_name("DIR");
   app.set_version_flag("--version", std::string("flexkv ") + FLEXKV_VERSION);
   bool json = false;
   std::string label;

@@ -53,12 +53,15 @@ absl::StatusOr<DaemonConfig> EffectiveConfig(const Flags& flags) {
     FinishConfig(context, &config);
   }
   if (!flags.cpu_cache_bytes.empty()) {
-    if (absl::Status status = SetCpuCacheBytes(flags.cpu_cache_bytes, context, &config); !status.ok()) return status;
+    if (absl::Status status = SetCpuCacheBytes(flags.cpu_cache_bytes, context, &config);
+        !status.ok())
+      return status;
   }
   if (!flags.socket_dir.empty()) config.socket_dir = flags.socket_dir;
   if (config.socket_dir.empty()) config.socket_dir = DefaultSocketDir();
   if (config.socket_dir.front() != '/') {
-    return absl::InvalidArgumentError(absl::StrCat("socket_dir: must be an absolute path, not ", config.socket_dir));
+    return absl::InvalidArgumentError(
+        absl::StrCat("socket_dir: must be an absolute path, not ", config.socket_dir));
   }
   if (flags.idle_exit_s >= 0) config.idle_exit_s = static_cast<uint64_t>(flags.idle_exit_s);
   if (!flags.log_level.empty()) config.log_level = flags.log_level;
@@ -85,7 +88,8 @@ void SetUpProcess(const DaemonConfig& config) {
   umask(0077);
   prctl(PR_SET_NAME, "flexkvd");
 #ifdef NDEBUG
-  prctl(PR_SET_DUMPABLE, 0);  // the arena holds prompts: no core files, no tracing by other processes of the user
+  prctl(PR_SET_DUMPABLE,
+        0);  // the arena holds prompts: no core files, no tracing by other processes of the user
 #endif
 }
 
@@ -104,18 +108,23 @@ int Serve(const DaemonConfig& config) {
   if (!server.ok()) {
     const absl::StatusCode code = server.status().code();
     const int exit_code = code == absl::StatusCode::kAlreadyExists ? kExitRunning
-                          : code == absl::StatusCode::kInvalidArgument || code == absl::StatusCode::kNotFound ||
+                          : code == absl::StatusCode::kInvalidArgument ||
+                                  code == absl::StatusCode::kNotFound ||
                                   code == absl::StatusCode::kPermissionDenied
                               ? kExitConfig
                               : kExitFailed;
     return Fail(exit_code, Words(server.status()));
   }
-  spdlog::info("flexkvd {} on {}: CPU tier of {}, pages: {}, boot id {:016x}", FLEXKV_VERSION, (*server)->paths().dir,
-               FormatBytes(config.cpu_cache_bytes), (*server)->page_kind(), (*server)->boot_id());
+  spdlog::info("flexkvd {} on {}: CPU tier of {}, pages: {}, boot id {:016x}", FLEXKV_VERSION,
+               (*server)->paths().dir, FormatBytes(config.cpu_cache_bytes), (*server)->page_kind(),
+               (*server)->boot_id());
   if ((*server)->small_pages()) {
-    spdlog::warn("the CPU tier has 4 KiB pages: copies are slower (see use_hugetlb and use_thp in the README)");
+    spdlog::warn(
+        "the CPU tier has 4 KiB pages: copies are slower (see use_hugetlb and use_thp in the "
+        "README)");
   }
-  if ((*server)->metrics_port() != 0) spdlog::info("metrics on loopback port {}", (*server)->metrics_port());
+  if ((*server)->metrics_port() != 0)
+    spdlog::info("metrics on loopback port {}", (*server)->metrics_port());
   std::printf("flexkvd ready on %s\n", (*server)->paths().handshake.c_str());
   std::fflush(stdout);
   int received = 0;
@@ -127,25 +136,32 @@ int Serve(const DaemonConfig& config) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app{"flexkvd keeps KV cache blocks of inference engines on this machine.\n\n"
-               "Examples:\n"
-               "  flexkvd                               a quarter of the memory, default socket directory\n"
-               "  flexkvd --config node.json            as the file says\n"
-               "  flexkvd --check-config node.json      print the effective values and exit\n"
-               "  flexkvd --cpu-cache-bytes 64GB --idle-exit 600\n"};
+  CLI::App app{
+      "flexkvd keeps KV cache blocks of inference engines on this machine.\n\n"
+      "Examples:\n"
+      "  flexkvd                               a quarter of the memory, default socket directory\n"
+      "  flexkvd --config node.json            as the file says\n"
+      "  flexkvd --check-config node.json      print the effective values and exit\n"
+      "  flexkvd --cpu-cache-bytes 64GB --idle-exit 600\n"};
   Flags flags;
-  app.add_option("--config", flags.config_path, "JSON file with the configuration")->type_name("FILE");
-  app.add_option("--check-config", flags.check_path, "check FILE, print the effective values, exit 0 or 2")
+  app.add_option("--config", flags.config_path, "JSON file with the configuration")
+      ->type_name("FILE");
+  app.add_option("--check-config", flags.check_path,
+                 "check FILE, print the effective values, exit 0 or 2")
       ->type_name("FILE");
   app.add_option("--socket-dir", flags.socket_dir,
-                 "directory of the sockets (default $FLEXKV_SOCKET_DIR, $XDG_RUNTIME_DIR/flexkv or /tmp/flexkv-UID)")
+                 "directory of the sockets (default $FLEXKV_SOCKET_DIR, $XDG_RUNTIME_DIR/flexkv or "
+                 "/tmp/flexkv-UID)")
       ->type_name("DIR");
-  app.add_option("--cpu-cache-bytes", flags.cpu_cache_bytes, "size of the CPU tier: bytes, 64GB, 25%")
+  app.add_option("--cpu-cache-bytes", flags.cpu_cache_bytes,
+                 "size of the CPU tier: bytes, 64GB, 25%")
       ->type_name("SIZE");
-  app.add_option("--idle-exit", flags.idle_exit_s, "exit after this many seconds without clients (0 = never)")
+  app.add_option("--idle-exit", flags.idle_exit_s,
+                 "exit after this many seconds without clients (0 = never)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
       ->type_name("SECONDS");
-  app.add_option("--log-level", flags.log_level, "trace, debug, info, warning, error, critical or off")
+  app.add_option("--log-level", flags.log_level,
+                 "trace, debug, info, warning, error, critical or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "critical", "off"}));
   app.set_version_flag("--version", std::string("flexkvd ") + FLEXKV_VERSION);
   try {

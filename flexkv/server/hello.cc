@@ -12,10 +12,12 @@ constexpr size_t kMaxLabel = 200;
 
 absl::Status CheckNumbers(const shm::Hello& hello) {
   if (hello.world_size == 0 || hello.world_size > kMaxWorldSize) {
-    return absl::InvalidArgumentError(absl::StrCat("world size ", hello.world_size, " is not in 1..", kMaxWorldSize));
+    return absl::InvalidArgumentError(
+        absl::StrCat("world size ", hello.world_size, " is not in 1..", kMaxWorldSize));
   }
   if (hello.rank >= hello.world_size) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", hello.rank, " is not below the world size"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", hello.rank, " is not below the world size"));
   }
   if (hello.tokens_per_block > kMaxTokensPerBlock ||
       (hello.tokens_per_block == 0 && hello.role == static_cast<uint32_t>(shm::Role::kScheduler))) {
@@ -51,8 +53,9 @@ absl::StatusOr<ClientHello> ParseHello(std::span<const std::byte> packet) {
       return absl::InvalidArgumentError("the first packet must be a hello");
     }
     if (head[1] != shm::kProtocolVersion) {
-      return absl::InvalidArgumentError(absl::StrCat("this flexkvd speaks protocol version ", shm::kProtocolVersion,
-                                                     ", the client speaks ", head[1]));
+      return absl::InvalidArgumentError(absl::StrCat("this flexkvd speaks protocol version ",
+                                                     shm::kProtocolVersion, ", the client speaks ",
+                                                     head[1]));
     }
   }
   if (!shm::ReadStruct(packet, &hello)) return absl::InvalidArgumentError("the hello is too short");
@@ -64,7 +67,8 @@ absl::StatusOr<ClientHello> ParseHello(std::span<const std::byte> packet) {
   if (hello.text_bytes > shm::kMaxHelloText || hello.text_bytes != packet.size() - sizeof(hello)) {
     return absl::InvalidArgumentError("the hello's text has another length than announced");
   }
-  const std::string_view text(reinterpret_cast<const char*>(packet.data()) + sizeof(hello), hello.text_bytes);
+  const std::string_view text(reinterpret_cast<const char*>(packet.data()) + sizeof(hello),
+                              hello.text_bytes);
   ClientHello result;
   result.role = static_cast<shm::Role>(hello.role);
   result.engine = {hello.engine_id[0], hello.engine_id[1]};

@@ -32,7 +32,8 @@ absl::Status MakeRegion(uint64_t boot_id, NewClient* client) {
   if (!fd.ok()) return fd.status();
   absl::StatusOr<SharedMapping> mapping = SharedMapping::Map(fd->get(), shm::kRegionBytes);
   if (!mapping.ok()) return mapping.status();
-  auto* header = reinterpret_cast<shm::RegionHeader*>(mapping->data());  // atomics of a fresh memfd are zero
+  auto* header =
+      reinterpret_cast<shm::RegionHeader*>(mapping->data());  // atomics of a fresh memfd are zero
   header->magic = shm::kRegionMagic;
   header->version = shm::kProtocolVersion;
   header->ring_slots = shm::kRingSlots;
@@ -54,21 +55,24 @@ std::vector<std::byte> RejectPacket(const std::string& sentence) {
   return packet;
 }
 
-absl::StatusOr<std::unique_ptr<IoThread>> IoThread::Start(Options options, UniqueFd listener, IoEvents* events) {
+absl::StatusOr<std::unique_ptr<IoThread>> IoThread::Start(Options options, UniqueFd listener,
+                                                          IoEvents* events) {
   UniqueFd epoll(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll.valid()) return absl::ErrnoToStatus(errno, "epoll_create1");
   UniqueFd wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake.valid()) return absl::ErrnoToStatus(errno, "eventfd");
-  std::unique_ptr<IoThread> io(
-      new IoThread(std::move(options), std::move(listener), std::move(epoll), std::move(wake), events));
-  if (!io->Watch(io->listener_.get(), Token(0, kListener)) || !io->Watch(io->wake_.get(), Token(0, kWake))) {
+  std::unique_ptr<IoThread> io(new IoThread(std::move(options), std::move(listener),
+                                            std::move(epoll), std::move(wake), events));
+  if (!io->Watch(io->listener_.get(), Token(0, kListener)) ||
+      !io->Watch(io->wake_.get(), Token(0, kWake))) {
     return absl::ErrnoToStatus(errno, "epoll_ctl");
   }
   io->thread_ = std::thread([raw = io.get()] { raw->Run(); });
   return io;
 }
 
-IoThread::IoThread(Options options, UniqueFd listener, UniqueFd epoll, UniqueFd wake, IoEvents* events)
+IoThread::IoThread(Options options, UniqueFd listener, UniqueFd epoll, UniqueFd wake,
+                   IoEvents* events)
     : options_(std::move(options)),
       listener_(std::move(listener)),
       epoll_(std::move(epoll)),
@@ -101,7 +105,8 @@ void IoThread::Run() {
   prctl(PR_SET_NAME, "flexkvd-io");
   std::array<epoll_event, 64> ready{};
   while (!stopping_.load()) {
-    const int count = epoll_wait(epoll_.get(), ready.data(), static_cast<int>(ready.size()), NextTimeoutMs());
+    const int count =
+        epoll_wait(epoll_.get(), ready.data(), static_cast<int>(ready.size()), NextTimeoutMs());
     for (int i = 0; i < count; ++i) {
       const uint64_t token = ready[static_cast<size_t>(i)].data.u64;
       const uint64_t id = token >> 2;
@@ -143,18 +148,31 @@ void IoThread::Accept() {
   if (!peer.ok()) return;
   const std::vector<uid_t>& allowed = options_.allowed_uids;
   if (std::find(allowed.begin(), allowed.end(), peer->uid) == allowed.end()) {
-    spdlog::warn("refused a client of uid {} (pid {}): not in allowed_uids", peer->uid, peer->pid);
-    counters_.refused_uid.fetch_add(1);
-    Reject(socket.get(), absl::StrCat("uid ", peer->uid, " is not in this flexkvd's allowed_uids"));
+    RefuseUser(std::move(socket), *peer);
     return;
   }
   if (pending_.size() >= options_.max_pending) {
     Reject(socket.get(), "too many handshakes at once");
     return;
   }
+  AddPending({std::move(socket), *peer, clock_.Now() + options_.hello_timeout_ns, ""});
+}
+
+void IoThread::RefuseUser(UniqueFd socket, const PeerCredentials& peer) {
+  spdlog::warn("refused a client of uid {} (pid {}): not in allowed_uids", peer.uid, peer.pid);
+  counters_.refused_uid.fetch_add(1);
+  const auto refused = std::count_if(pending_.begin(), pending_.end(), [](const auto& entry) {
+    return !entry.second.refusal.empty();
+  });
+  if (static_cast<uint32_t>(refused) >= options_.max_refused_pending)
+    return;  // no words for a crowd
+  AddPending({std::move(socket), peer, clock_.Now() + options_.refused_timeout_ns,
+              absl::StrCat("uid ", peer.uid, " is not in this flexkvd's allowed_uids")});
+}
+
+void IoThread::AddPending(Pending pending) {
   const uint64_t id = next_id_++;
-  if (!Watch(socket.get(), Token(id, kSocket))) return;
-  pending_.emplace(id, Pending{std::move(socket), *peer, clock_.Now() + options_.hello_timeout_ns});
+  if (Watch(pending.socket.get(), Token(id, kSocket))) pending_.emplace(id, std::move(pending));
 }
 
 void IoThread::Reject(int socket, const std::string& sentence) {
@@ -177,6 +195,10 @@ void IoThread::ReceiveHello(uint64_t id) {
     }
     return;
   }
+  if (!pending.refusal.empty()) {
+    Reject(pending.socket.get(), pending.refusal);
+    return;
+  }
   absl::StatusOr<ClientHello> hello = ParseHello(packet->bytes);
   if (!hello.ok()) {
     spdlog::warn("refused a client (pid {}): {}", pending.peer.pid, Words(hello.status()));
@@ -184,7 +206,8 @@ void IoThread::ReceiveHello(uint64_t id) {
     return;
   }
   if (hello->pid != static_cast<uint64_t>(pending.peer.pid)) {
-    spdlog::warn("refused a client: it says pid {}, the kernel says {}", hello->pid, pending.peer.pid);
+    spdlog::warn("refused a client: it says pid {}, the kernel says {}", hello->pid,
+                 pending.peer.pid);
     Reject(pending.socket.get(), "the hello's pid is not that of the connected process");
     return;
   }
@@ -194,7 +217,8 @@ void IoThread::ReceiveHello(uint64_t id) {
 void IoThread::Admit(uint64_t id, Pending pending, ClientHello hello) {
   absl::StatusOr<UniqueFd> pidfd = OpenPeerPidfd(pending.socket.get(), pending.peer);
   if (!pidfd.ok()) {
-    Reject(pending.socket.get(), absl::StrCat("no pidfd of the client: ", pidfd.status().message()));
+    Reject(pending.socket.get(),
+           absl::StrCat("no pidfd of the client: ", pidfd.status().message()));
     return;
   }
   NewClient client;
@@ -225,7 +249,8 @@ void IoThread::ReadPackets(uint64_t id) {
     absl::StatusOr<shm::Packet> packet = shm::ReceivePacket(socket, kMaxLatePacket, 0);
     if (packet.ok()) {
       uint32_t type = 0;
-      if (shm::ReadStruct(packet->bytes, &type) && type == static_cast<uint32_t>(shm::PacketType::kGoodbye)) {
+      if (shm::ReadStruct(packet->bytes, &type) &&
+          type == static_cast<uint32_t>(shm::PacketType::kGoodbye)) {
         events_->OnGoodbye(id);
       } else {
         events_->OnBadPacket(id);
@@ -237,7 +262,8 @@ void IoThread::ReadPackets(uint64_t id) {
       events_->OnBadPacket(id);
       continue;
     }
-    // A peer that closes with packets of ours unread makes the first read fail, with its own last packets still behind it.
+    // A peer that closes with packets of ours unread makes the first read fail, with its own last
+    // packets still behind it.
     if (std::exchange(aborted_before, true)) break;
   }
   if (!aborted_before) return;  // more to read: the next round does it
@@ -276,17 +302,18 @@ void IoThread::DropExpired() {
   const TimeNs now = clock_.Now();
   std::erase_if(pending_, [&](auto& entry) {
     if (entry.second.deadline > now) return false;
-    counters_.timed_out.fetch_add(1);
-    Reject(entry.second.socket.get(), "no hello came in time");
+    const bool refused = !entry.second.refusal.empty();
+    if (!refused) counters_.timed_out.fetch_add(1);
+    Reject(entry.second.socket.get(), refused ? entry.second.refusal : "no hello came in time");
     return true;
   });
 }
 
 int IoThread::NextTimeoutMs() const {
   if (pending_.empty()) return -1;
-  // Ids rise with time, so the first one's deadline is the earliest.
   const TimeNs now = clock_.Now();
-  const TimeNs deadline = pending_.begin()->second.deadline;
+  TimeNs deadline = pending_.begin()->second.deadline;
+  for (const auto& [id, pending] : pending_) deadline = std::min(deadline, pending.deadline);
   return deadline <= now ? 0 : static_cast<int>((deadline - now) / kNsPerMs) + 1;
 }
 

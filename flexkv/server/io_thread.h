@@ -1,6 +1,6 @@
-// The daemon's I/O thread: accepts handshakes, checks who is there and what they ask, and tells of goodbyes,
-// hang-ups and deaths. It owns no cache state: everything is handed to an IoEvents, whose calls post to the
-// control thread.
+// The daemon's I/O thread: accepts handshakes, checks who is there and what they ask, and tells of
+// goodbyes, hang-ups and deaths. It owns no cache state: everything is handed to an IoEvents, whose
+// calls post to the control thread.
 #pragma once
 
 #include <atomic>
@@ -23,8 +23,8 @@
 
 namespace flexkv {
 
-// A client's socket and pidfd. Shared by the I/O thread, which waits on them, and the control thread, which sends
-// packets: the last of the two to let go closes them.
+// A client's socket and pidfd. Shared by the I/O thread, which waits on them, and the control
+// thread, which sends packets: the last of the two to let go closes them.
 struct PeerLink {
   uint64_t client_id = 0;
   PeerCredentials peer;
@@ -36,7 +36,7 @@ struct PeerLink {
 struct NewClient {
   ClientHello hello;
   std::shared_ptr<PeerLink> link;
-  UniqueFd region_fd;     // sealed memfd, header written
+  UniqueFd region_fd;  // sealed memfd, header written
   SharedMapping region;
 };
 
@@ -54,15 +54,18 @@ class IoEvents {
 struct IoThreadOptions {
   std::vector<uid_t> allowed_uids;
   uint64_t boot_id = 0;
-  uint32_t max_pending = 64;             // handshakes that have not sent a hello yet
+  uint32_t max_pending = 64;          // handshakes that have not sent a hello yet
+  uint32_t max_refused_pending = 16;  // and those of users who are not allowed
   TimeNs hello_timeout_ns = 2 * kNsPerSecond;
+  TimeNs refused_timeout_ns = 200 * kNsPerMs;
 };
 
 class IoThread {
  public:
   using Options = IoThreadOptions;
   // Starts the thread. `listener` listens already; `events` outlives the thread.
-  static absl::StatusOr<std::unique_ptr<IoThread>> Start(Options options, UniqueFd listener, IoEvents* events);
+  static absl::StatusOr<std::unique_ptr<IoThread>> Start(Options options, UniqueFd listener,
+                                                         IoEvents* events);
   ~IoThread();  // stops and joins; no event is told afterwards
 
   // Any thread: nothing more is told of this client.
@@ -78,11 +81,15 @@ class IoThread {
     UniqueFd socket;
     PeerCredentials peer;
     TimeNs deadline = 0;
+    std::string refusal;  // not empty: will be turned away with this, once it has sent its hello
+                          // and so reads the answer
   };
 
   IoThread(Options options, UniqueFd listener, UniqueFd epoll, UniqueFd wake, IoEvents* events);
   void Run();
   void Accept();
+  void RefuseUser(UniqueFd socket, const PeerCredentials& peer);
+  void AddPending(Pending pending);
   void ReceiveHello(uint64_t id);
   void Admit(uint64_t id, Pending pending, ClientHello hello);
   void Reject(int socket, const std::string& sentence);

@@ -1,4 +1,5 @@
-// What other threads ask of the control thread: closures in a queue, and the doorbell that wakes it.
+// What other threads ask of the control thread: closures in a queue, and the doorbell that wakes
+// it.
 #pragma once
 
 #include <atomic>
@@ -35,14 +36,15 @@ class Mailbox {
     return true;
   }
 
-  // Any thread but the control thread: runs `function` there and waits for its value, at most `timeout`.
-  // nullopt: the control thread did not come to it in time, or has stopped.
+  // Any thread but the control thread: runs `function` there and waits for its value, at most
+  // `timeout`. nullopt: the control thread did not come to it in time, or has stopped.
   template <typename T>
   std::optional<T> Call(std::chrono::milliseconds timeout, std::function<T()> function) {
     // Shared, since the task may run after the caller gave up.
     auto promise = std::make_shared<std::promise<T>>();
     std::future<T> future = promise->get_future();
-    if (!Post([promise, function = std::move(function)] { promise->set_value(function()); })) return std::nullopt;
+    if (!Post([promise, function = std::move(function)] { promise->set_value(function()); }))
+      return std::nullopt;
     if (future.wait_for(timeout) != std::future_status::ready) return std::nullopt;
     try {
       return future.get();

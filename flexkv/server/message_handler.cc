@@ -39,16 +39,19 @@ Message ReplyTo(const Message& request, MessageType type) {
   return reply;
 }
 
-// The payload as hashes, copied because it need not be aligned as they are. False: not a whole number of them.
+// The payload as hashes, copied because it need not be aligned as they are. False: not a whole
+// number of them.
 bool ReadHashes(std::span<const std::byte> payload, std::vector<BlockHash>* hashes) {
   if (payload.size() % sizeof(BlockHash) != 0) return false;
   hashes->resize(payload.size() / sizeof(BlockHash));
-  if (!payload.empty()) std::memcpy(static_cast<void*>(hashes->data()), payload.data(), payload.size());
+  if (!payload.empty())
+    std::memcpy(static_cast<void*>(hashes->data()), payload.data(), payload.size());
   return true;
 }
 
 bool RangeFits(uint64_t first, uint64_t count) {
-  return first + count <= std::numeric_limits<uint32_t>::max();  // both come from 32 bits or are checked by the caller
+  return first + count <= std::numeric_limits<uint32_t>::max();  // both come from 32 bits or are
+                                                                 // checked by the caller
 }
 
 template <typename Body>
@@ -83,10 +86,12 @@ absl::Status HandleLookup(const Request& r) {
 absl::Status HandleLoad(const Request& r) {
   const Message& m = r.message;
   if (!r.payload.empty()) return Violation("a load has a payload");
-  if (m.op == 0 || m.count == 0 || !RangeFits(m.first, m.count)) return Violation("a load's op or range is not valid");
+  if (m.op == 0 || m.count == 0 || !RangeFits(m.first, m.count))
+    return Violation("a load's op or range is not valid");
   absl::Status status = absl::UnavailableError("the engine is not complete");
   if (r.engine != 0) {
-    status = r.manager->Load(r.engine, m.request, m.op, m.lease, m.first, m.count, r.now);  // tells the ranks itself
+    status = r.manager->Load(r.engine, m.request, m.op, m.lease, m.first, m.count,
+                             r.now);  // tells the ranks itself
   } else {
     r.sink->RefuseAtWorkers(m.op, Route::kCpuToDevice);
   }
@@ -104,22 +109,25 @@ absl::Status HandlePut(const Request& r) {
   std::vector<BlockHash> suffix;
   if (!ReadHashes(r.payload, &suffix)) return Violation("a put's payload is not whole hashes");
   const uint64_t suffix_first = m.lease;
-  if (m.op == 0 || m.count == 0 || !RangeFits(m.first, m.count)) return Violation("a put's op or range is not valid");
-  if (suffix_first > std::numeric_limits<uint32_t>::max() || !RangeFits(suffix_first, suffix.size())) {
+  if (m.op == 0 || m.count == 0 || !RangeFits(m.first, m.count))
+    return Violation("a put's op or range is not valid");
+  if (suffix_first > std::numeric_limits<uint32_t>::max() ||
+      !RangeFits(suffix_first, suffix.size())) {
     return Violation("a put's hashes overflow");
   }
   Message reply = ReplyTo(m, MessageType::kPutReply);
   reply.route = static_cast<uint32_t>(Route::kDeviceToCpu);
   absl::StatusOr<PutAnswer> answer = absl::UnavailableError("the engine is not complete");
   if (r.engine != 0) {
-    answer = r.manager->Put(r.engine, m.request, m.op, m.first, m.count, static_cast<uint32_t>(suffix_first), suffix,
-                            r.now);
+    answer = r.manager->Put(r.engine, m.request, m.op, m.first, m.count,
+                            static_cast<uint32_t>(suffix_first), suffix, r.now);
   }
   if (answer.ok()) {
     reply.first = answer->held;
     reply.count = answer->accepted;
     reply.lease = answer->refused;
-    if (answer->accepted == 0 && answer->refused > 0) reply.status = static_cast<uint32_t>(WireStatus::kRefused);
+    if (answer->accepted == 0 && answer->refused > 0)
+      reply.status = static_cast<uint32_t>(WireStatus::kRefused);
   } else {
     reply.status = static_cast<uint32_t>(ToWire(answer.status()));
     reply.lease = m.count;
@@ -132,8 +140,8 @@ absl::Status HandlePut(const Request& r) {
 absl::Status HandleReset(const Request& r) {
   if (!r.payload.empty()) return Violation("a reset has a payload");
   Message reply = ReplyTo(r.message, MessageType::kResetReply);
-  const absl::Status status =
-      r.engine == 0 ? absl::UnavailableError("the engine is not complete") : r.manager->Reset(r.engine, r.now);
+  const absl::Status status = r.engine == 0 ? absl::UnavailableError("the engine is not complete")
+                                            : r.manager->Reset(r.engine, r.now);
   reply.status = static_cast<uint32_t>(ToWire(status));
   r.sink->ToScheduler(reply);
   return absl::OkStatus();
@@ -143,7 +151,8 @@ absl::Status HandleRecordGet(const Request& r) {
   shm::GetRecordBody body;
   if (!ReadBody(r.payload, &body)) return Violation("a get record has the wrong size");
   if (r.engine == 0) return absl::OkStatus();
-  r.manager->RecordGet(r.engine, {body.prompt, body.engine_matched, body.offered, body.taken, body.loaded, body.failed});
+  r.manager->RecordGet(r.engine, {body.prompt, body.engine_matched, body.offered, body.taken,
+                                  body.loaded, body.failed});
   return absl::OkStatus();
 }
 
@@ -151,7 +160,8 @@ absl::Status HandleEngineStats(const Request& r) {
   shm::EngineStatsBody body;
   if (!ReadBody(r.payload, &body)) return Violation("engine statistics have the wrong size");
   for (const double value : {body.prefill_tokens_per_s, body.step_ms, body.load_tokens_per_s}) {
-    if (!std::isfinite(value) || value < 0) return Violation("engine statistics hold a value that is no number");
+    if (!std::isfinite(value) || value < 0)
+      return Violation("engine statistics hold a value that is no number");
   }
   r.sink->OnStats(body);
   return absl::OkStatus();
@@ -159,8 +169,9 @@ absl::Status HandleEngineStats(const Request& r) {
 
 }  // namespace
 
-absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine, const Message& message,
-                                    std::span<const std::byte> payload, EngineSink* sink, TimeNs now) {
+absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine,
+                                    const Message& message, std::span<const std::byte> payload,
+                                    EngineSink* sink, TimeNs now) {
   const Request request{manager, engine, message, payload, sink, now};
   switch (static_cast<MessageType>(message.type)) {
     case MessageType::kLookup:
@@ -184,7 +195,8 @@ absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine, 
     case MessageType::kEngineStats:
       return HandleEngineStats(request);
     default:
-      return absl::InvalidArgumentError(absl::StrCat("message type ", message.type, " is not a scheduler's"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("message type ", message.type, " is not a scheduler's"));
   }
 }
 

@@ -1,5 +1,6 @@
-// What a scheduler's requests mean: checks a message from the ring, asks the CacheManager, answers. The message
-// and its payload come from another process; they have been copied out and nothing else about them is known.
+// What a scheduler's requests mean: checks a message from the ring, asks the CacheManager, answers.
+// The message and its payload come from another process; they have been copied out and nothing else
+// about them is known.
 #pragma once
 
 #include <cstddef>
@@ -21,10 +22,12 @@ class EngineSink {
   virtual void OnStats(const shm::EngineStatsBody& stats) = 0;
 };
 
-// Handles one request of a scheduler. `engine` is 0 while the engine is not complete: lookups then answer 0 and
-// ops are refused. InvalidArgument, in words: the client broke the protocol and must be dropped. What may happen to an
-// honest client (a request unknown after a detach, no room) is an answer, not an error.
-absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine, const shm::Message& message,
-                                    std::span<const std::byte> payload, EngineSink* sink, TimeNs now);
+// Handles one request of a scheduler. `engine` is 0 while the engine is not complete: lookups then
+// answer 0 and ops are refused. InvalidArgument, in words: the client broke the protocol and must
+// be dropped. What may happen to an honest client (a request unknown after a detach, no room) is an
+// answer, not an error.
+absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine,
+                                    const shm::Message& message, std::span<const std::byte> payload,
+                                    EngineSink* sink, TimeNs now);
 
 }  // namespace flexkv

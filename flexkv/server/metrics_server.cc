@@ -23,7 +23,8 @@ class Listener {
     if (thread_.joinable()) thread_.join();
   }
 
-  absl::Status Listen(const std::string& host, int port, int family, const MetricsServer::Source& source) {
+  absl::Status Listen(const std::string& host, int port, int family,
+                      const MetricsServer::Source& source) {
     server_.new_task_queue = [] { return new httplib::ThreadPool(1); };  // httplib deletes it
     server_.set_address_family(family);
     server_.set_read_timeout(kTimeoutS);
@@ -43,7 +44,8 @@ class Listener {
     } else if (server_.bind_to_port(host.c_str(), port)) {
       port_ = port;
     }
-    if (port_ <= 0) return absl::UnavailableError(absl::StrCat("cannot listen for metrics on ", host));
+    if (port_ <= 0)
+      return absl::UnavailableError(absl::StrCat("cannot listen for metrics on ", host));
     thread_ = std::thread([this] { server_.listen_after_bind(); });
     // stop() before the accept loop runs would be lost.
     while (!server_.is_running()) std::this_thread::yield();
@@ -60,10 +62,13 @@ class Listener {
 
 class HttpMetricsServer : public MetricsServer {
  public:
-  absl::Status Listen(const std::string& socket_path, const std::string& loopback, const Source& source) {
+  absl::Status Listen(const std::string& socket_path, const std::string& loopback,
+                      const Source& source) {
     constexpr int kAnyPort = 80;  // has no meaning on a Unix socket, but httplib wants one
-    if (absl::Status status = unix_.Listen(socket_path, kAnyPort, AF_UNIX, source); !status.ok()) return status;
-    if (chmod(socket_path.c_str(), 0600) != 0) return absl::ErrnoToStatus(errno, "chmod of the metrics socket");
+    if (absl::Status status = unix_.Listen(socket_path, kAnyPort, AF_UNIX, source); !status.ok())
+      return status;
+    if (chmod(socket_path.c_str(), 0600) != 0)
+      return absl::ErrnoToStatus(errno, "chmod of the metrics socket");
     if (loopback.empty()) return absl::OkStatus();
     const absl::StatusOr<HostPort> address = ParseLoopback(loopback);
     if (!address.ok()) return address.status();
@@ -81,9 +86,11 @@ class HttpMetricsServer : public MetricsServer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& socket_path,
-                                                                    const std::string& loopback, Source source) {
+                                                                    const std::string& loopback,
+                                                                    Source source) {
   auto server = std::make_unique<HttpMetricsServer>();
-  if (absl::Status status = server->Listen(socket_path, loopback, source); !status.ok()) return status;
+  if (absl::Status status = server->Listen(socket_path, loopback, source); !status.ok())
+    return status;
   return server;
 }
 
@@ -95,7 +102,8 @@ absl::StatusOr<std::string> FetchMetrics(const std::string& socket_path) {
   client.set_read_timeout(kTimeoutS);
   const httplib::Result result = client.Get("/metrics");
   if (!result) return absl::UnavailableError(absl::StrCat("nobody answers on ", socket_path));
-  if (result->status != 200) return absl::UnavailableError(absl::StrCat("the daemon answered ", result->status));
+  if (result->status != 200)
+    return absl::UnavailableError(absl::StrCat("the daemon answered ", result->status));
   return result->body;
 }
 

@@ -16,28 +16,42 @@ struct CounterRow {
 constexpr std::array<CounterRow, 26> kCounters = {{
     {"flexkv_lookups_total", "Prefix lookups.", &CacheCounters::lookups},
     {"flexkv_lookup_blocks_total", "Blocks that lookups asked for.", &CacheCounters::lookup_blocks},
-    {"flexkv_matched_blocks_total", "Blocks that lookups found ready.", &CacheCounters::matched_blocks},
+    {"flexkv_matched_blocks_total", "Blocks that lookups found ready.",
+     &CacheCounters::matched_blocks},
     {"flexkv_puts_total", "Offers of new blocks.", &CacheCounters::puts},
     {"flexkv_put_blocks_offered_total", "Blocks offered.", &CacheCounters::put_blocks_offered},
-    {"flexkv_put_blocks_held_total", "Offered blocks that were here or arriving already.", &CacheCounters::put_blocks_held},
-    {"flexkv_put_blocks_accepted_total", "Offered blocks taken.", &CacheCounters::put_blocks_accepted},
-    {"flexkv_put_blocks_refused_total", "Offered blocks refused.", &CacheCounters::put_blocks_refused},
-    {"flexkv_put_blocks_ready_total", "Accepted blocks that arrived.", &CacheCounters::put_blocks_ready},
-    {"flexkv_put_blocks_failed_total", "Accepted blocks that did not arrive.", &CacheCounters::put_blocks_failed},
+    {"flexkv_put_blocks_held_total", "Offered blocks that were here or arriving already.",
+     &CacheCounters::put_blocks_held},
+    {"flexkv_put_blocks_accepted_total", "Offered blocks taken.",
+     &CacheCounters::put_blocks_accepted},
+    {"flexkv_put_blocks_refused_total", "Offered blocks refused.",
+     &CacheCounters::put_blocks_refused},
+    {"flexkv_put_blocks_ready_total", "Accepted blocks that arrived.",
+     &CacheCounters::put_blocks_ready},
+    {"flexkv_put_blocks_failed_total", "Accepted blocks that did not arrive.",
+     &CacheCounters::put_blocks_failed},
     {"flexkv_loads_total", "Loads launched.", &CacheCounters::loads},
     {"flexkv_loads_refused_total", "Loads refused.", &CacheCounters::loads_refused},
-    {"flexkv_load_blocks_total", "Blocks sent on their way to engines.", &CacheCounters::load_blocks},
-    {"flexkv_load_blocks_failed_total", "Blocks that did not reach the engine.", &CacheCounters::load_blocks_failed},
-    {"flexkv_evicted_blocks_total", "Blocks that gave way to others.", &CacheCounters::evicted_blocks},
+    {"flexkv_load_blocks_total", "Blocks sent on their way to engines.",
+     &CacheCounters::load_blocks},
+    {"flexkv_load_blocks_failed_total", "Blocks that did not reach the engine.",
+     &CacheCounters::load_blocks_failed},
+    {"flexkv_evicted_blocks_total", "Blocks that gave way to others.",
+     &CacheCounters::evicted_blocks},
     {"flexkv_leases_expired_total", "Leases that ran out unused.", &CacheCounters::leases_expired},
     {"flexkv_resets_total", "Namespace epochs begun.", &CacheCounters::resets},
     {"flexkv_gets_total", "Requests that engines gave an account of.", &CacheCounters::gets},
-    {"flexkv_prompt_tokens_total", "Prompt tokens of those requests.", &CacheCounters::prompt_tokens},
-    {"flexkv_engine_matched_tokens_total", "Prompt tokens in the engine's own cache.", &CacheCounters::engine_matched_tokens},
-    {"flexkv_offered_tokens_total", "Prompt tokens offered beyond the engine's own.", &CacheCounters::offered_tokens},
-    {"flexkv_taken_tokens_total", "Offered tokens that engines took.", &CacheCounters::taken_tokens},
+    {"flexkv_prompt_tokens_total", "Prompt tokens of those requests.",
+     &CacheCounters::prompt_tokens},
+    {"flexkv_engine_matched_tokens_total", "Prompt tokens in the engine's own cache.",
+     &CacheCounters::engine_matched_tokens},
+    {"flexkv_offered_tokens_total", "Prompt tokens offered beyond the engine's own.",
+     &CacheCounters::offered_tokens},
+    {"flexkv_taken_tokens_total", "Offered tokens that engines took.",
+     &CacheCounters::taken_tokens},
     {"flexkv_loaded_tokens_total", "Taken tokens that arrived.", &CacheCounters::loaded_tokens},
-    {"flexkv_failed_tokens_total", "Taken tokens that were recomputed after all.", &CacheCounters::failed_tokens},
+    {"flexkv_failed_tokens_total", "Taken tokens that were recomputed after all.",
+     &CacheCounters::failed_tokens},
     {"flexkv_load_bytes_total", "Bytes loaded into engines.", &CacheCounters::load_bytes},
     {"flexkv_store_bytes_total", "Bytes stored from engines.", &CacheCounters::store_bytes},
 }};
@@ -82,26 +96,31 @@ void AddMemory(const DaemonSnapshot& s, PrometheusText* page) {
 void AddClients(const DaemonSnapshot& s, PrometheusText* page) {
   page->Counter("flexkv_clients_accepted_total", "Handshakes in order.", s.clients_accepted);
   page->Counter("flexkv_clients_rejected_total", "Handshakes turned away.", s.clients_rejected);
-  page->Counter("flexkv_clients_refused_uid_total", "Handshakes turned away for their user id.", s.clients_refused_uid);
-  page->Counter("flexkv_handshakes_timed_out_total", "Handshakes without a hello.", s.handshakes_timed_out);
+  page->Counter("flexkv_clients_refused_uid_total", "Handshakes turned away for their user id.",
+                s.clients_refused_uid);
+  page->Counter("flexkv_handshakes_timed_out_total", "Handshakes without a hello.",
+                s.handshakes_timed_out);
   page->Counter("flexkv_clients_dropped_total", "Clients cut off.", s.clients_dropped);
 }
 
 void AddRoutes(const DaemonSnapshot& s, PrometheusText* page) {
   for (const RouteSnapshot& r : s.routes) {
-    page->Counter("flexkv_transfer_ops_total", "Copies ended, one per rank.", r.ops, {{"route", r.route}});
+    page->Counter("flexkv_transfer_ops_total", "Copies ended, one per rank.", r.ops,
+                  {{"route", r.route}});
   }
   for (const RouteSnapshot& r : s.routes) {
-    page->Counter("flexkv_transfer_failed_ops_total", "Copies failed.", r.failed_ops, {{"route", r.route}});
+    page->Counter("flexkv_transfer_failed_ops_total", "Copies failed.", r.failed_ops,
+                  {{"route", r.route}});
   }
   for (const RouteSnapshot& r : s.routes) {
     page->Counter("flexkv_transfer_bytes_total", "Bytes copied.", r.bytes, {{"route", r.route}});
   }
   for (const RouteSnapshot& r : s.routes) {
-    page->Histo("flexkv_transfer_latency_seconds", "From sending an op to hearing of its end.", r.latency_ns, 1e-9,
-                {{"route", r.route}});
+    page->Histo("flexkv_transfer_latency_seconds", "From sending an op to hearing of its end.",
+                r.latency_ns, 1e-9, {{"route", r.route}});
   }
-  page->Histo("flexkv_match_latency_seconds", "Time of a lookup in the daemon.", s.match_latency_ns, 1e-9);
+  page->Histo("flexkv_match_latency_seconds", "Time of a lookup in the daemon.", s.match_latency_ns,
+              1e-9);
 }
 
 void AddEngines(const DaemonSnapshot& s, PrometheusText* page) {
@@ -111,15 +130,24 @@ void AddEngines(const DaemonSnapshot& s, PrometheusText* page) {
     double (*value)(const EngineSnapshot&);
   };
   constexpr std::array<Row, 9> kRows = {{
-      {"flexkv_engine_ready", "1 when scheduler and all ranks are attached.", [](const EngineSnapshot& e) { return e.ready ? 1.0 : 0.0; }},
-      {"flexkv_engine_prefill_tokens_per_second", "Prefill rate as measured by the client.", [](const EngineSnapshot& e) { return e.stats.prefill_tokens_per_s; }},
-      {"flexkv_engine_step_seconds", "Step time as measured by the client.", [](const EngineSnapshot& e) { return e.stats.step_ms / 1e3; }},
-      {"flexkv_engine_load_tokens_per_second", "Load rate as measured by the client.", [](const EngineSnapshot& e) { return e.stats.load_tokens_per_s; }},
-      {"flexkv_engine_min_load_tokens", "Shorter hits are not loaded.", [](const EngineSnapshot& e) { return static_cast<double>(e.stats.min_load_tokens); }},
-      {"flexkv_engine_lookup_timeouts", "Lookups answered too late.", [](const EngineSnapshot& e) { return static_cast<double>(e.stats.lookup_timeouts); }},
-      {"flexkv_engine_load_failures", "Loads that ended badly or too late.", [](const EngineSnapshot& e) { return static_cast<double>(e.stats.load_failures); }},
-      {"flexkv_engine_breaker_opens", "Times the client stopped asking.", [](const EngineSnapshot& e) { return static_cast<double>(e.stats.breaker_opens); }},
-      {"flexkv_engine_swallowed_errors", "Errors kept from the engine.", [](const EngineSnapshot& e) { return static_cast<double>(e.stats.swallowed_errors); }},
+      {"flexkv_engine_ready", "1 when scheduler and all ranks are attached.",
+       [](const EngineSnapshot& e) { return e.ready ? 1.0 : 0.0; }},
+      {"flexkv_engine_prefill_tokens_per_second", "Prefill rate as measured by the client.",
+       [](const EngineSnapshot& e) { return e.stats.prefill_tokens_per_s; }},
+      {"flexkv_engine_step_seconds", "Step time as measured by the client.",
+       [](const EngineSnapshot& e) { return e.stats.step_ms / 1e3; }},
+      {"flexkv_engine_load_tokens_per_second", "Load rate as measured by the client.",
+       [](const EngineSnapshot& e) { return e.stats.load_tokens_per_s; }},
+      {"flexkv_engine_min_load_tokens", "Shorter hits are not loaded.",
+       [](const EngineSnapshot& e) { return static_cast<double>(e.stats.min_load_tokens); }},
+      {"flexkv_engine_lookup_timeouts", "Lookups answered too late.",
+       [](const EngineSnapshot& e) { return static_cast<double>(e.stats.lookup_timeouts); }},
+      {"flexkv_engine_load_failures", "Loads that ended badly or too late.",
+       [](const EngineSnapshot& e) { return static_cast<double>(e.stats.load_failures); }},
+      {"flexkv_engine_breaker_opens", "Times the client stopped asking.",
+       [](const EngineSnapshot& e) { return static_cast<double>(e.stats.breaker_opens); }},
+      {"flexkv_engine_swallowed_errors", "Errors kept from the engine.",
+       [](const EngineSnapshot& e) { return static_cast<double>(e.stats.swallowed_errors); }},
   }};
   for (const Row& row : kRows) {
     int number = 0;
@@ -134,7 +162,8 @@ void AddEngines(const DaemonSnapshot& s, PrometheusText* page) {
 
 std::string MetricsText(const DaemonSnapshot& snapshot) {
   PrometheusText page;
-  page.Gauge("flexkv_build_info", "The daemon's version, as a label.", 1, {{"version", snapshot.version}});
+  page.Gauge("flexkv_build_info", "The daemon's version, as a label.", 1,
+             {{"version", snapshot.version}});
   AddMemory(snapshot, &page);
   AddNamespaces(snapshot, &page);
   AddRoutes(snapshot, &page);

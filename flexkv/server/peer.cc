@@ -40,7 +40,8 @@ absl::StatusOr<UniqueFd> OpenPeerPidfd(int socket, const PeerCredentials& peer) 
     if (errno == ESRCH) return absl::UnavailableError("the peer process is gone");
     return absl::ErrnoToStatus(errno, "pidfd_open");
   }
-  // The process behind the pidfd is the peer unless the pid was reused: then its owner or the socket tells.
+  // The process behind the pidfd is the peer unless the pid was reused: then its owner or the
+  // socket tells.
   struct stat info {};
   const std::string proc = absl::StrCat("/proc/", peer.pid);
   char byte = 0;

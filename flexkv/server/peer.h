@@ -14,9 +14,9 @@ struct PeerCredentials {
 };
 absl::StatusOr<PeerCredentials> GetPeerCredentials(int socket);
 
-// A descriptor that becomes readable when the peer process exits. From the socket itself where the kernel can;
-// else by pid, checked once more against the socket's credentials so that a reused pid is not taken for the peer.
-// Unavailable: the peer is gone already.
+// A descriptor that becomes readable when the peer process exits. From the socket itself where the
+// kernel can; else by pid, checked once more against the socket's credentials so that a reused pid
+// is not taken for the peer. Unavailable: the peer is gone already.
 absl::StatusOr<UniqueFd> OpenPeerPidfd(int socket, const PeerCredentials& peer);
 
 }  // namespace flexkv

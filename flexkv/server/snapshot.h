@@ -1,4 +1,5 @@
-// What the daemon tells about itself, taken at one moment on the control thread and rendered elsewhere.
+// What the daemon tells about itself, taken at one moment on the control thread and rendered
+// elsewhere.
 #pragma once
 
 #include <array>
@@ -36,7 +37,8 @@ struct DaemonSnapshot {
   uint64_t uptime_s = 0;
   std::string socket_dir;
   uint32_t clients = 0;
-  uint64_t clients_accepted = 0, clients_rejected = 0, clients_refused_uid = 0, handshakes_timed_out = 0;
+  uint64_t clients_accepted = 0, clients_rejected = 0, clients_refused_uid = 0,
+           handshakes_timed_out = 0;
   uint64_t clients_dropped = 0;  // for a broken protocol or a ring they did not read
   ManagerStatus cache;
   SegmentStoreStats memory;

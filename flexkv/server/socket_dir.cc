@@ -22,21 +22,27 @@ absl::Status CheckDirectory(const std::string& path, bool others_may_attach) {
   if (mkdir(path.c_str(), mode) == 0) {
     chmod(path.c_str(), mode);  // whatever the umask is
   } else if (errno == ENOENT) {
-    return absl::NotFoundError(absl::StrCat("the socket directory ", path, " cannot be created: its parent is missing"));
+    return absl::NotFoundError(
+        absl::StrCat("the socket directory ", path, " cannot be created: its parent is missing"));
   } else if (errno != EEXIST) {
-    return absl::PermissionDeniedError(absl::StrCat("cannot create the socket directory ", path, ": ", std::strerror(errno)));
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot create the socket directory ", path, ": ", std::strerror(errno)));
   }
   struct stat info {};
-  if (lstat(path.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("lstat of ", path));
+  if (lstat(path.c_str(), &info) != 0)
+    return absl::ErrnoToStatus(errno, absl::StrCat("lstat of ", path));
   if (S_ISLNK(info.st_mode) || !S_ISDIR(info.st_mode)) {
-    return absl::PermissionDeniedError(absl::StrCat("the socket directory ", path, " is not a directory of its own (a symlink?)"));
+    return absl::PermissionDeniedError(
+        absl::StrCat("the socket directory ", path, " is not a directory of its own (a symlink?)"));
   }
   if (info.st_uid != geteuid()) {
-    return absl::PermissionDeniedError(absl::StrCat("the socket directory ", path, " belongs to uid ", info.st_uid));
+    return absl::PermissionDeniedError(
+        absl::StrCat("the socket directory ", path, " belongs to uid ", info.st_uid));
   }
   const mode_t forbidden = others_may_attach ? 0066 : 0077;
   if ((info.st_mode & forbidden) != 0) {
-    return absl::PermissionDeniedError(absl::StrCat("the socket directory ", path, " is open to other users; chmod it to ",
+    return absl::PermissionDeniedError(absl::StrCat("the socket directory ", path,
+                                                    " is open to other users; chmod it to ",
                                                     others_may_attach ? "0711" : "0700"));
   }
   return absl::OkStatus();
@@ -59,7 +65,8 @@ absl::Status RemoveStaleSocket(const std::string& path) {
   if (!S_ISSOCK(info.st_mode)) {
     return absl::PermissionDeniedError(absl::StrCat(path, " exists and is not a socket"));
   }
-  return unlink(path.c_str()) == 0 ? absl::OkStatus() : absl::ErrnoToStatus(errno, absl::StrCat("unlink of ", path));
+  return unlink(path.c_str()) == 0 ? absl::OkStatus()
+                                   : absl::ErrnoToStatus(errno, absl::StrCat("unlink of ", path));
 }
 
 }  // namespace
@@ -93,7 +100,8 @@ absl::StatusOr<SocketDir> SocketDir::Open(const std::string& path, bool others_m
         absl::StrCat("another flexkvd (pid ", PidIn(ReadSmall(lock.get())), ") runs on ", path));
   }
   const std::string pid = absl::StrCat(getpid(), "\n");
-  if (ftruncate(lock.get(), 0) != 0 || pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+  if (ftruncate(lock.get(), 0) != 0 ||
+      pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
     return absl::ErrnoToStatus(errno, absl::StrCat("write of ", paths.lock));
   }
   for (const std::string& socket : {paths.handshake, paths.admin, paths.metrics}) {
@@ -104,7 +112,8 @@ absl::StatusOr<SocketDir> SocketDir::Open(const std::string& path, bool others_m
 
 SocketDir::~SocketDir() {
   if (!lock_.valid()) return;  // moved from
-  for (const std::string& socket : {paths_.handshake, paths_.admin, paths_.metrics}) unlink(socket.c_str());
+  for (const std::string& socket : {paths_.handshake, paths_.admin, paths_.metrics})
+    unlink(socket.c_str());
 }
 
 }  // namespace flexkv

@@ -22,16 +22,18 @@ struct SocketPaths {
   std::string lock;       // daemon.lock: flock held by the daemon, its pid inside
 };
 
-// $FLEXKV_SOCKET_DIR, else $XDG_RUNTIME_DIR/flexkv, else /tmp/flexkv-<uid>. Reads the environment: for programs' main.
+// $FLEXKV_SOCKET_DIR, else $XDG_RUNTIME_DIR/flexkv, else /tmp/flexkv-<uid>. Reads the environment:
+// for programs' main.
 std::string DefaultSocketDir();
 
-// A directory held by this daemon alone. Sockets are removed when it dies; the lock file stays (removing it
-// would let two daemons hold two files of one name).
+// A directory held by this daemon alone. Sockets are removed when it dies; the lock file stays
+// (removing it would let two daemons hold two files of one name).
 class SocketDir {
  public:
-  // Creates the directory (0700; 0711 when other users may attach) if need be, takes the lock and removes stale sockets.
-  // PermissionDenied: the directory is a symlink, another user's, or open to others. AlreadyExists: a daemon holds it.
-  // InvalidArgument: the path is too long. NotFound: the parent does not exist.
+  // Creates the directory (0700; 0711 when other users may attach) if need be, takes the lock and
+  // removes stale sockets. PermissionDenied: the directory is a symlink, another user's, or open to
+  // others. AlreadyExists: a daemon holds it. InvalidArgument: the path is too long. NotFound: the
+  // parent does not exist.
   static absl::StatusOr<SocketDir> Open(const std::string& path, bool others_may_attach);
   SocketDir(SocketDir&&) noexcept = default;
   SocketDir& operator=(SocketDir&&) = delete;

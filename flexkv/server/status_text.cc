@@ -29,70 +29,98 @@ const char* Verdict(uint64_t taken, uint64_t prompt) {
 
 void AddMemory(const StatusReply& status, std::string* out) {
   const admin::v1::Memory& m = status.memory();
-  absl::StrAppendFormat(out, "memory      %s of %s taken in %d segment(s), pages: %s\n", FormatBytes(m.segment_bytes()),
-                        FormatBytes(m.budget_bytes()), m.segments(), m.page_kind());
-  absl::StrAppendFormat(out, "            populated %s%s, huge %s, locked %s\n", Percent(m.prefaulted_bytes(), m.segment_bytes()),
-                        m.prefault() ? "" : " (prefault is off)", Percent(m.huge_bytes(), m.segment_bytes()),
-                        Percent(m.locked_bytes(), m.segment_bytes()));
-  absl::StrAppendFormat(out, "blocks      %d cached (%d ready, %d pinned) in %d of %d slots, index %s\n", m.cached_blocks(),
-                        m.ready_blocks(), m.pinned_blocks(), m.used_slots(), m.slots(), FormatBytes(m.index_bytes()));
+  absl::StrAppendFormat(out, "memory      %s of %s taken in %d segment(s), pages: %s\n",
+                        FormatBytes(m.segment_bytes()), FormatBytes(m.budget_bytes()), m.segments(),
+                        m.page_kind());
+  absl::StrAppendFormat(
+      out, "            populated %s%s, huge %s, locked %s\n",
+      Percent(m.prefaulted_bytes(), m.segment_bytes()), m.prefault() ? "" : " (prefault is off)",
+      Percent(m.huge_bytes(), m.segment_bytes()), Percent(m.locked_bytes(), m.segment_bytes()));
+  absl::StrAppendFormat(out,
+                        "blocks      %d cached (%d ready, %d pinned) in %d of %d slots, index %s\n",
+                        m.cached_blocks(), m.ready_blocks(), m.pinned_blocks(), m.used_slots(),
+                        m.slots(), FormatBytes(m.index_bytes()));
 }
 
 void AddCounters(const Counters& c, const char* indent, std::string* out) {
-  absl::StrAppendFormat(out, "%shit rate    %s of %d prompt tokens taken from here (%s); the engine's own cache: %s\n", indent,
-                        Percent(c.taken_tokens(), c.prompt_tokens()), c.prompt_tokens(),
-                        Verdict(c.taken_tokens(), c.prompt_tokens()), Percent(c.engine_matched_tokens(), c.prompt_tokens()));
-  absl::StrAppendFormat(out, "%stokens      offered %d, taken %d, loaded %d, failed %d\n", indent, c.offered_tokens(),
-                        c.taken_tokens(), c.loaded_tokens(), c.failed_tokens());
-  absl::StrAppendFormat(out, "%slookups     %d, blocks asked %d, matched %d\n", indent, c.lookups(), c.lookup_blocks(), c.matched_blocks());
-  absl::StrAppendFormat(out, "%sloads       %d (%d refused), blocks %d (%d failed), %s\n", indent, c.loads(), c.loads_refused(),
-                        c.load_blocks(), c.load_blocks_failed(), FormatBytes(c.load_bytes()));
-  absl::StrAppendFormat(out, "%sputs        %d, blocks offered %d, held %d, accepted %d, refused %d, ready %d, failed %d, %s\n", indent,
-                        c.puts(), c.put_blocks_offered(), c.put_blocks_held(), c.put_blocks_accepted(),
-                        c.put_blocks_refused(), c.put_blocks_ready(), c.put_blocks_failed(), FormatBytes(c.store_bytes()));
-  absl::StrAppendFormat(out, "%sevicted     %d blocks; leases expired %d; resets %d\n", indent, c.evicted_blocks(),
-                        c.leases_expired(), c.resets());
+  absl::StrAppendFormat(
+      out,
+      "%shit rate    %s of %d prompt tokens taken from here (%s); the engine's own cache: %s\n",
+      indent, Percent(c.taken_tokens(), c.prompt_tokens()), c.prompt_tokens(),
+      Verdict(c.taken_tokens(), c.prompt_tokens()),
+      Percent(c.engine_matched_tokens(), c.prompt_tokens()));
+  absl::StrAppendFormat(out, "%stokens      offered %d, taken %d, loaded %d, failed %d\n", indent,
+                        c.offered_tokens(), c.taken_tokens(), c.loaded_tokens(), c.failed_tokens());
+  absl::StrAppendFormat(out, "%slookups     %d, blocks asked %d, matched %d\n", indent, c.lookups(),
+                        c.lookup_blocks(), c.matched_blocks());
+  absl::StrAppendFormat(out, "%sloads       %d (%d refused), blocks %d (%d failed), %s\n", indent,
+                        c.loads(), c.loads_refused(), c.load_blocks(), c.load_blocks_failed(),
+                        FormatBytes(c.load_bytes()));
+  absl::StrAppendFormat(out,
+                        "%sputs        %d, blocks offered %d, held %d, accepted %d, refused %d, "
+                        "ready %d, failed %d, %s\n",
+                        indent, c.puts(), c.put_blocks_offered(), c.put_blocks_held(),
+                        c.put_blocks_accepted(), c.put_blocks_refused(), c.put_blocks_ready(),
+                        c.put_blocks_failed(), FormatBytes(c.store_bytes()));
+  absl::StrAppendFormat(out, "%sevicted     %d blocks; leases expired %d; resets %d\n", indent,
+                        c.evicted_blocks(), c.leases_expired(), c.resets());
 }
 
 void AddLatencies(const StatusReply& status, std::string* out) {
-  absl::StrAppendFormat(out, "match       p50 %s, p99 %s (%d lookups)\n", FormatDuration(status.match_latency().p50_ns()),
-                        FormatDuration(status.match_latency().p99_ns()), status.match_latency().count());
+  absl::StrAppendFormat(out, "match       p50 %s, p99 %s (%d lookups)\n",
+                        FormatDuration(status.match_latency().p50_ns()),
+                        FormatDuration(status.match_latency().p99_ns()),
+                        status.match_latency().count());
   for (const admin::v1::Route& route : status.routes()) {
-    absl::StrAppendFormat(out, "%-11s %d ops (%d failed), %s, p50 %s, p99 %s\n", route.name() == "device_to_cpu" ? "stores" : "loads",
-                          route.ops(), route.failed_ops(), FormatBytes(route.bytes()),
-                          FormatDuration(route.latency().p50_ns()), FormatDuration(route.latency().p99_ns()));
+    absl::StrAppendFormat(out, "%-11s %d ops (%d failed), %s, p50 %s, p99 %s\n",
+                          route.name() == "device_to_cpu" ? "stores" : "loads", route.ops(),
+                          route.failed_ops(), FormatBytes(route.bytes()),
+                          FormatDuration(route.latency().p50_ns()),
+                          FormatDuration(route.latency().p99_ns()));
   }
 }
 
 void AddEngines(const StatusReply& status, std::string* out) {
   for (const admin::v1::Engine& e : status.engines()) {
-    absl::StrAppendFormat(out, "\nengine      %s: %s, %d of %d rank(s), scheduler pid %d\n", e.label(),
-                          e.ready() ? "ready for " + Uptime(e.attached_for_s()) : "not complete", e.ranks_present(),
-                          e.world_size(), e.scheduler_pid());
-    absl::StrAppendFormat(out, "            block of %d tokens, %s; prefill %.0f tokens/s, step %.1f ms, load %.0f tokens/s, least load %d tokens\n",
-                          e.tokens_per_block(), FormatBytes(e.block_bytes()), e.prefill_tokens_per_s(), e.step_ms(),
-                          e.load_tokens_per_s(), e.min_load_tokens());
-    absl::StrAppendFormat(out, "            late lookups %d, failed loads %d, breaker opened %d, errors kept from the engine %d\n",
-                          e.lookup_timeouts(), e.load_failures(), e.breaker_opens(), e.swallowed_errors());
+    absl::StrAppendFormat(out, "\nengine      %s: %s, %d of %d rank(s), scheduler pid %d\n",
+                          e.label(),
+                          e.ready() ? "ready for " + Uptime(e.attached_for_s()) : "not complete",
+                          e.ranks_present(), e.world_size(), e.scheduler_pid());
+    absl::StrAppendFormat(out,
+                          "            block of %d tokens, %s; prefill %.0f tokens/s, step %.1f "
+                          "ms, load %.0f tokens/s, least load %d tokens\n",
+                          e.tokens_per_block(), FormatBytes(e.block_bytes()),
+                          e.prefill_tokens_per_s(), e.step_ms(), e.load_tokens_per_s(),
+                          e.min_load_tokens());
+    absl::StrAppendFormat(out,
+                          "            late lookups %d, failed loads %d, breaker opened %d, errors "
+                          "kept from the engine %d\n",
+                          e.lookup_timeouts(), e.load_failures(), e.breaker_opens(),
+                          e.swallowed_errors());
   }
 }
 
 }  // namespace
 
 std::string StatusText(const StatusReply& status) {
-  std::string out = absl::StrFormat("flexkvd %s  pid %d, up %s, boot id %016x, %s\n", status.version(), status.pid(),
-                                    Uptime(status.uptime_s()), status.boot_id(), status.socket_dir());
+  std::string out = absl::StrFormat("flexkvd %s  pid %d, up %s, boot id %016x, %s\n",
+                                    status.version(), status.pid(), Uptime(status.uptime_s()),
+                                    status.boot_id(), status.socket_dir());
   AddMemory(status, &out);
   AddCounters(status.counters(), "", &out);
   AddLatencies(status, &out);
-  absl::StrAppendFormat(&out, "now         %d leases, %d copies under way, %d requests known\n", status.leases(),
-                        status.ops_in_flight(), status.requests());
-  absl::StrAppendFormat(&out, "clients     %d attached; %d accepted, %d rejected (%d for their uid), %d without hello, %d cut off\n",
+  absl::StrAppendFormat(&out, "now         %d leases, %d copies under way, %d requests known\n",
+                        status.leases(), status.ops_in_flight(), status.requests());
+  absl::StrAppendFormat(&out,
+                        "clients     %d attached; %d accepted, %d rejected (%d for their uid), %d "
+                        "without hello, %d cut off\n",
                         status.clients(), status.clients_accepted(), status.clients_rejected(),
-                        status.clients_refused_uid(), status.handshakes_timed_out(), status.clients_dropped());
+                        status.clients_refused_uid(), status.handshakes_timed_out(),
+                        status.clients_dropped());
   for (const admin::v1::Namespace& n : status.namespaces()) {
-    absl::StrAppendFormat(&out, "\nnamespace   %s (epoch %d): %d engine(s), block of %d tokens, %s\n", n.label(), n.epoch(),
-                          n.engines(), n.tokens_per_block(), FormatBytes(n.block_bytes()));
+    absl::StrAppendFormat(
+        &out, "\nnamespace   %s (epoch %d): %d engine(s), block of %d tokens, %s\n", n.label(),
+        n.epoch(), n.engines(), n.tokens_per_block(), FormatBytes(n.block_bytes()));
     AddCounters(n.counters(), "  ", &out);
   }
   AddEngines(status, &out);

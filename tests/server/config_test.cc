@@ -1,0 +1,163 @@
+#include "flexkv/server/config.h"
+
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace flexkv {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr ConfigContext kContext{100ull << 30, 1000};
+
+struct ErrorCase {
+  const char* json;
+  const char* key;  // the message starts with it
+  const char* contains;
+};
+
+class ConfigErrorTest : public testing::TestWithParam<ErrorCase> {};
+
+TEST_P(ConfigErrorTest, OneClearLine) {
+  const absl::StatusOr<DaemonConfig> config = ParseConfig(GetParam().json, kContext);
+  ASSERT_FALSE(config.ok()) << GetParam().json;
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+  const std::string message(config.status().message());
+  EXPECT_EQ(message.find('\n'), std::string::npos);
+  EXPECT_EQ(message.rfind(GetParam().key, 0), 0u) << message;
+  EXPECT_THAT(message, HasSubstr(GetParam().contains));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, ConfigErrorTest,
+    testing::Values(
+        ErrorCase{"", "not valid JSON", ""}, ErrorCase{"{", "not valid JSON", ""},
+        ErrorCase{"[1]", "must be a JSON object", ""},
+        ErrorCase{R"({"cache_config": 3})", "cache_config", "object"},
+        ErrorCase{R"({"cache_config": {}, "evict_ratio": 0.1})", "cache_config", "only key"},
+        // unknown names, with the nearest known one
+        ErrorCase{R"({"evict_ration": 0.1})", "evict_ration", "did you mean evict_ratio?"},
+        ErrorCase{R"({"cpu_cache_byte": 1})", "cpu_cache_byte", "did you mean cpu_cache_bytes?"},
+        ErrorCase{R"({"Socket_Dir": "/tmp"})", "Socket_Dir", "did you mean socket_dir?"},
+        ErrorCase{R"({"enable_ssds": true})", "enable_ssds", "did you mean enable_ssd?"},
+        ErrorCase{R"({"zzzzzzzzzzzzzzz": 1})", "zzzzzzzzzzzzzzz", "unknown key"},
+        ErrorCase{"{\"a\\nb\": 1}", "a?b", "unknown key"},
+        // parts not in this build
+        ErrorCase{R"({"enable_ssd": true})", "enable_ssd", "not in this build"},
+        ErrorCase{R"({"ssd_cache_dir": "/x"})", "ssd_cache_dir", "not in this build"},
+        ErrorCase{R"({"num_ssd_blocks": 5})", "num_ssd_blocks", "not in this build"},
+        ErrorCase{R"({"ssd_cache_iouring_entries": 512})", "ssd_cache_iouring_entries",
+                  "not in this build"},
+        ErrorCase{R"({"enable_remote": true})", "enable_remote", "not in this build"},
+        ErrorCase{R"({"num_remote_blocks": 5})", "num_remote_blocks", "not in this build"},
+        ErrorCase{R"({"use_ce_transfer_h2d": true})", "use_ce_transfer_h2d", "not in this build"},
+        ErrorCase{R"({"transfer_sms_d2h": 8})", "transfer_sms_d2h", "not in this build"},
+        ErrorCase{R"({"enable_trace": true})", "enable_trace", "not in this build"},
+        ErrorCase{R"({"trace_file_path": "/x"})", "trace_file_path", "not in this build"},
+        ErrorCase{R"({"tokens_per_block": 32})", "tokens_per_block", "not in this build"},
+        ErrorCase{R"({"eviction_policy": "lfu"})", "eviction_policy", "one of lru"},
+        // wrong types
+        ErrorCase{R"({"cpu_cache_bytes": true})", "cpu_cache_bytes", "not true"},
+        ErrorCase{R"({"cpu_cache_bytes": 1.5})", "cpu_cache_bytes", "not 1.5"},
+        ErrorCase{R"({"num_cpu_blocks": "many"})", "num_cpu_blocks", "whole number"},
+        ErrorCase{R"({"evict_ratio": "0.1"})", "evict_ratio", "number from 0 to 1"},
+        ErrorCase{R"({"use_thp": 1})", "use_thp", "true or false"},
+        ErrorCase{R"({"allowed_uids": 1000})", "allowed_uids", "list"},
+        ErrorCase{R"({"allowed_uids": []})", "allowed_uids", "list"},
+        ErrorCase{R"({"allowed_uids": ["root"]})", "allowed_uids", "whole number"},
+        ErrorCase{R"({"metrics": 9090})", "metrics", "string"},
+        ErrorCase{R"({"log_level": "loud"})", "log_level", "info"},
+        // zero, negative, out of range
+        ErrorCase{R"({"cpu_cache_bytes": 0})", "cpu_cache_bytes", "at least 2.00 MiB"},
+        ErrorCase{R"({"cpu_cache_bytes": -5})", "cpu_cache_bytes", "not -5"},
+        ErrorCase{R"({"cpu_cache_bytes": "-5GB"})", "cpu_cache_bytes", "not a size"},
+        ErrorCase{R"({"cpu_cache_bytes": "5 bananas"})", "cpu_cache_bytes", "not a size"},
+        ErrorCase{R"({"cpu_cache_bytes": "120%"})", "cpu_cache_bytes", "above 100"},
+        ErrorCase{R"({"num_cpu_blocks": 0})", "num_cpu_blocks", "at least 1"},
+        ErrorCase{R"({"num_cpu_blocks": -1})", "num_cpu_blocks", "at least 1"},
+        ErrorCase{R"({"evict_ratio": -0.1})", "evict_ratio", "from 0 to 1"},
+        ErrorCase{R"({"evict_ratio": 1.1})", "evict_ratio", "from 0 to 1"},
+        ErrorCase{R"({"evict_start_ratio": 0})", "evict_start_ratio", "above 0"},
+        ErrorCase{R"({"lease_timeout_ms": 0})", "lease_timeout_ms", "from 1"},
+        ErrorCase{R"({"max_engines": 0})", "max_engines", "from 1"},
+        ErrorCase{R"({"spin_us": 100000})", "spin_us", "to 1000"},
+        ErrorCase{R"({"idle_exit_s": -1})", "idle_exit_s", "from 0"},
+        ErrorCase{R"({"segment_bytes": "1MiB"})", "segment_bytes", "at least"},
+        ErrorCase{R"({"numa_node": -2})", "numa_node", "NUMA"},
+        ErrorCase{R"({"numa_node": 999})", "numa_node", "no NUMA node 999"},
+        // larger than memory, missing directory, not loopback
+        ErrorCase{R"({"cpu_cache_bytes": "200GiB"})", "cpu_cache_bytes",
+                  "more than the 100 GiB of memory"},
+        ErrorCase{R"({"cpu_cache_bytes": 1e30})", "cpu_cache_bytes", ""},
+        ErrorCase{R"({"socket_dir": "/no/such/place"})", "socket_dir", "/no/such does not exist"},
+        ErrorCase{R"({"socket_dir": "relative"})", "socket_dir", "absolute"},
+        ErrorCase{R"({"metrics": "0.0.0.0:9090"})", "metrics", "loopback"},
+        ErrorCase{R"({"metrics": "192.168.1.1:9090"})", "metrics", "loopback"},
+        ErrorCase{R"({"metrics": "127.0.0.1"})", "metrics", "HOST:PORT"},
+        ErrorCase{R"({"metrics": "127.0.0.1:99999"})", "metrics", "HOST:PORT"}));
+
+TEST(ConfigTest, DefaultsAreAQuarterOfMemoryAndTheOwnUser) {
+  const absl::StatusOr<DaemonConfig> config = ParseConfig("{}", kContext);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->cpu_cache_bytes, 25ull << 30);
+  EXPECT_EQ(config->allowed_uids, std::vector<uid_t>{1000});
+}
+
+TEST(ConfigTest, BothFormsAndUnitsAreRead) {
+  for (const char* text :
+       {R"({"cpu_cache_bytes": "10GB", "evict_ratio": 0})",
+        R"({"cache_config": {"cpu_cache_bytes": 10000000000, "evict_ratio": 0.0}})",
+        R"({"cpu_cache_bytes": "10 gb", /* a comment */ "evict_ratio": 0})"}) {
+    const absl::StatusOr<DaemonConfig> config = ParseConfig(text, kContext);
+    ASSERT_TRUE(config.ok()) << text << config.status();
+    EXPECT_EQ(config->cpu_cache_bytes, 10000000000u);
+    EXPECT_EQ(config->evict_ratio, 0);
+  }
+}
+
+TEST(ConfigTest, OffValuesOfOtherBuildsAreAccepted) {
+  EXPECT_TRUE(
+      ParseConfig(
+          R"({"enable_ssd": false, "num_ssd_blocks": 0, "ssd_cache_dir": "", "trace_file_path": null,
+                              "tokens_per_block": 0})",
+          kContext)
+          .ok());
+}
+
+TEST(ConfigTest, WhatIsPrintedIsReadBack) {
+  const absl::StatusOr<DaemonConfig> config =
+      ParseConfig(R"({"cpu_cache_bytes": "3GiB", "num_cpu_blocks": 77, "allowed_uids": [1000, 1001],
+                      "metrics": "127.0.0.1:0", "spin_us": 0})",
+                  kContext);
+  ASSERT_TRUE(config.ok()) << config.status();
+  const std::string printed = ConfigToJson(*config);
+  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kContext);
+  ASSERT_TRUE(again.ok()) << again.status() << printed;
+  EXPECT_EQ(ConfigToJson(*again), printed);
+  EXPECT_EQ(again->num_cpu_blocks, 77u);
+}
+
+TEST(ConfigTest, EveryExampleRunsAsItIs) {
+  int examples = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(FLEXKV_EXAMPLES_DIR)) {
+    if (entry.path().extension() != ".json") continue;
+    ++examples;
+    const absl::StatusOr<DaemonConfig> config = ReadConfigFile(entry.path(), SystemConfigContext());
+    EXPECT_TRUE(config.ok()) << entry.path() << ": " << config.status();
+  }
+  EXPECT_GE(examples, 3);
+}
+
+TEST(ConfigTest, FilesThatCannotBeReadAreNamed) {
+  EXPECT_THAT(std::string(ReadConfigFile("/no/such.json", kContext).status().message()),
+              HasSubstr("/no/such.json"));
+  EXPECT_FALSE(ReadConfigFile("/tmp", kContext).ok());
+}
+
+}  // namespace
+}  // namespace flexkv

@@ -1,0 +1,90 @@
+"""A real flexkvd for a test, with a socket directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from flexkv.paths import SOCKET_NAME, program
+from flexkv.vllm.autostart import is_listening
+
+
+class Daemon:
+    def __init__(self, cpu_cache_bytes: str = "512MiB", faults: str = "", **config: Any) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="flexkv-test-"))
+        self._config = {"cpu_cache_bytes": cpu_cache_bytes, "segment_bytes": "64MiB", "lock_memory": False, **config}
+        self._faults = faults
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Daemon:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def socket_path(self) -> str:
+        return str(self.directory / SOCKET_NAME)
+
+    def start(self) -> None:
+        assert self.process is None
+        path = program("flexkvd")
+        assert path is not None, "flexkvd is not built"
+        config = self.directory / "config.json"
+        config.write_text(json.dumps(self._config))
+        environment = dict(os.environ)
+        environment.pop("FLEXKV_FAULTS", None)
+        if self._faults:
+            environment["FLEXKV_FAULTS"] = self._faults
+        log = (self.directory / "log").open("ab")
+        self.process = subprocess.Popen(
+            [path, "--config", str(config), "--socket-dir", str(self.directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+        log.close()
+        deadline = time.monotonic() + 10
+        while not is_listening(self.socket_path):
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.01)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9, wherever it is."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def status(self) -> dict[str, Any]:
+        path = program("flexkv")
+        assert path is not None
+        answer = subprocess.run(
+            [path, "--socket-dir", str(self.directory), "status", "--json"], capture_output=True, check=True, timeout=20
+        )
+        status: dict[str, Any] = json.loads(answer.stdout)
+        return status
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()

@@ -1,0 +1,105 @@
+"""A real vLLM on CPU in this process, so that a test sees its connector and may step it by hand."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine.llm_engine import LLMEngine
+
+
+def transfer_config(socket_path: str, **extra: Any) -> dict[str, Any]:
+    return {
+        "kv_connector": "FlexKVConnector",
+        "kv_connector_module_path": "flexkv.vllm.connector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "flexkv.socket": socket_path,
+            "flexkv.autostart": False,
+            **{f"flexkv.{name}": value for name, value in extra.items()},
+        },
+    }
+
+
+class RealEngine:
+    def __init__(self, model: Path, transfer: dict[str, Any] | None, **arguments: Any) -> None:
+        defaults: dict[str, Any] = {
+            "skip_tokenizer_init": True,
+            "dtype": "float32",
+            "max_model_len": 2048,
+            "max_num_batched_tokens": 512,
+            "max_num_seqs": 16,
+            "block_size": 32,
+            "enable_prefix_caching": True,
+            "enforce_eager": True,
+            "disable_log_stats": False,
+        }
+        arguments = {**defaults, **arguments}
+        if transfer is not None:
+            arguments["kv_transfer_config"] = transfer
+        self.engine = LLMEngine.from_engine_args(EngineArgs(model=str(model), **arguments))
+        self.scheduler: Any = self.engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
+        self.connector: Any = self.scheduler.connector
+        self.outputs: dict[str, list[int]] = {}
+        self._ids = itertools.count()
+
+    def wait_ready(self) -> None:
+        assert self.connector._scheduler.session.wait_ready(10_000), "the daemon does not report the engine as ready"
+
+    def add(self, prompt: list[int], max_tokens: int = 8, salt: str | None = None) -> str:
+        request_id = f"r{next(self._ids)}"
+        self.outputs[request_id] = []
+        inputs: dict[str, Any] = {"prompt_token_ids": list(prompt)}
+        if salt is not None:
+            inputs["cache_salt"] = salt
+        parameters = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, detokenize=False)
+        self.engine.add_request(request_id, inputs, parameters)  # type: ignore[arg-type]
+        return request_id
+
+    def step(self) -> None:
+        for output in self.engine.step():
+            self.outputs[output.request_id] = list(output.outputs[0].token_ids)
+
+    def run(self) -> None:
+        while self.engine.has_unfinished_requests():
+            self.step()
+
+    def abort(self, request_id: str) -> None:
+        self.engine.abort_request([request_id])
+
+    def generate(self, prompts: list[list[int]], max_tokens: int = 8, salt: str | None = None) -> list[list[int]]:
+        """Greedy tokens of all prompts, served at the same time."""
+        ids = [self.add(prompt, max_tokens, salt) for prompt in prompts]
+        self.run()
+        return [self.outputs[request_id] for request_id in ids]
+
+    def drop_local_cache(self) -> None:
+        assert self.engine.reset_prefix_cache()
+
+    def stats(self) -> dict[str, Any]:
+        """Totals of both sides."""
+        totals: dict[str, Any] = self.connector._scheduler.totals()
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        totals["worker"] = worker._worker.totals()
+        return totals
+
+    def close(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+        from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
+
+        self.engine.engine_core.shutdown()
+        ensure_kv_transfer_shutdown()
+        cleanup_dist_env_and_memory()
+
+
+def random_prompt(rng: random.Random, length: int, vocab: int = 1024) -> list[int]:
+    return [rng.randrange(3, vocab) for _ in range(length)]

@@ -1,5 +1,7 @@
 #include "flexkv/base/kv_layout.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 
 namespace flexkv {
@@ -7,6 +9,7 @@ namespace {
 
 constexpr uint64_t kMaxShardBytes = 1ull << 30;
 constexpr uint32_t kMaxLoopCount = 1u << 20;
+constexpr int64_t kMaxStrideBytes = int64_t{1} << 42;  // with the count above, sums cannot overflow
 
 absl::Status ValidateView(const LayerView& view) {
   if (view.base == 0) return absl::InvalidArgumentError("a layer has no address");
@@ -20,12 +23,22 @@ absl::Status ValidateView(const LayerView& view) {
                      LayerView::kMaxOuterLoops, " are supported"));
   }
   for (const StridedLoop& loop : view.outer) {
-    if (loop.count == 0 || loop.count > kMaxLoopCount) {
+    if (loop.count == 0 || loop.count > kMaxLoopCount || loop.stride_bytes > kMaxStrideBytes) {
       return absl::InvalidArgumentError("a layer's dimension is empty or too large");
     }
-    if (loop.count > 1 && loop.stride_bytes < static_cast<int64_t>(view.fragment_bytes)) {
+  }
+  // From the inside out, each loop must step over all that lies inside it.
+  std::vector<StridedLoop> loops = view.outer;
+  std::sort(loops.begin(), loops.end(), [](const StridedLoop& a, const StridedLoop& b) {
+    return a.stride_bytes < b.stride_bytes;
+  });
+  int64_t extent = view.fragment_bytes;
+  for (const StridedLoop& loop : loops) {
+    if (loop.count == 1) continue;
+    if (loop.stride_bytes < extent) {
       return absl::InvalidArgumentError("a layer's fragments overlap");
     }
+    extent += loop.stride_bytes * (loop.count - 1);
   }
   if (view.block_bytes() >= kMaxShardBytes) {
     return absl::InvalidArgumentError("a block of one layer is 1 GiB or more");

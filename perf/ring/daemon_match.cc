@@ -13,6 +13,7 @@
 #include <numeric>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "perf/bench_util.h"
 
 namespace flexkv::bench {
@@ -36,13 +37,13 @@ std::string FindDaemon(const std::string& given) {
 
 // Every request has the same chain.
 struct DaemonMatch::Hashes : public HashSource {
-  void AppendHashes(std::string_view, uint32_t from, std::vector<BlockHash>* hashes) override {
-    for (uint32_t i = from; i < kBlocks; ++i) {
-      BlockHash hash;
-      for (uint32_t word = 0; word < 4; ++word) hash.words[word] = SplitMix(i * 4 + word);
-      hashes->push_back(hash);
-    }
+  Hashes() : chain(kBlocks) {
+    for (uint32_t i = 0; i < kBlocks * 4; ++i) chain[i / 4].words[i % 4] = SplitMix(i);
   }
+  void AppendHashes(std::string_view, uint32_t from, std::vector<BlockHash>* hashes) override {
+    hashes->insert(hashes->end(), chain.begin() + from, chain.end());
+  }
+  std::vector<BlockHash> chain;
 };
 
 absl::StatusOr<std::unique_ptr<DaemonMatch>> DaemonMatch::Start(const std::string& flexkvd) {
@@ -96,9 +97,9 @@ absl::Status DaemonMatch::Attach() {
   if (!session.ok()) return session.status();
   scheduler_ = *std::move(session);
 
-  tensor_.resize(size_t{kBlocks} * kBlockBytes);
+  tensor_.resize(size_t{kBlocks + 1} * kBlockBytes);
   TensorView tensor{"layer.0", reinterpret_cast<uintptr_t>(tensor_.data()), 1,
-                    {kBlocks, kBlockBytes}, {kBlockBytes, 1}, 0};
+                    {kBlocks + 1, kBlockBytes}, {kBlockBytes, 1}, 0};
   absl::StatusOr<KvGroup> group = MakeKvGroup({&tensor, 1}, kTokensPerBlock);
   if (!group.ok()) return group.status();
   KvLayout layout;
@@ -118,7 +119,7 @@ absl::Status DaemonMatch::Attach() {
 absl::Status DaemonMatch::StoreBlocks() {
   constexpr uint32_t kTokens = kBlocks * kTokensPerBlock;
   std::vector<uint32_t> ids(kBlocks);
-  std::iota(ids.begin(), ids.end(), 0);
+  std::iota(ids.begin(), ids.end(), 1);  // 0 is the null block
   scheduler_->NewRequest("store", kTokens);
   scheduler_->MatchedTokens("store", 0, kTokens);
   scheduler_->BlocksAllocated("store", ids, 0);
@@ -134,7 +135,12 @@ absl::Status DaemonMatch::StoreBlocks() {
     if (matched == kTokens) return absl::OkStatus();
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  return absl::DeadlineExceededError("the blocks did not become ready");
+  const SchedulerStats stats = scheduler_->stats();
+  const WorkerStats worker = worker_->stats();
+  return absl::DeadlineExceededError(absl::StrCat(
+      "the blocks did not become ready: puts ", stats.puts, ", ready ", stats.ready, ", breaker ",
+      stats.breaker_open, ", timeouts ", stats.lookup_timeouts, ", stores ", worker.agent.stores,
+      ", orphans ", worker.agent.orphans, ", refused ", worker.agent.refused, ", failed ", worker.agent.failed));
 }
 
 void DaemonMatch::Match() {

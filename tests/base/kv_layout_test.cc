@@ -74,6 +74,11 @@ TEST(KvLayout, WhatCannotBeCopiedIsRefusedWithOneSentence) {
       {"too large", [](KvLayout& l) { l.groups[0].layers[0].outer[0].count = 1u << 21; }},
       {"overlap", [](KvLayout& l) { l.groups[0].layers[0].outer[1].stride_bytes = 512; }},
       {"overlap", [](KvLayout& l) { l.groups[0].layers[0].outer[1].stride_bytes = -2048; }},
+      {"overlap",  // each loop steps over a fragment, the outer one not over the inner one
+       [](KvLayout& l) {
+         const int64_t fragment = l.groups[0].layers[0].fragment_bytes;
+         l.groups[0].layers[0].outer = {{2, 2 * fragment}, {8, fragment}};
+       }},
       {"1 GiB",
        [](KvLayout& l) {
          l.groups[0].layers[0].outer.clear();

@@ -1,5 +1,7 @@
 #include "connector/py_scheduler.h"
 
+#include <structmember.h>
+
 #include <algorithm>
 #include <cstring>
 #include <span>
@@ -174,11 +176,27 @@ void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks, uint32_
   PyObject** items = PySequence_Fast_ITEMS(sequence.ptr());
   block_ids_.clear();
   block_ids_.reserve(static_cast<size_t>(size));
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    block_ids_.push_back(Number(Attribute(items[i], names_->block_id)));
-  }
+  for (Py_ssize_t i = 0; i < size; ++i) block_ids_.push_back(BlockId(items[i]));
   session()->BlocksAllocated(text, block_ids_, num_external_tokens);
   if (num_external_tokens > 0) loads_[std::string(text)] = false;
+}
+
+uint32_t PyScheduler::BlockId(nb::handle block) {
+  if (Py_TYPE(block.ptr()) != block_type_) {
+    const nb::object descriptor = nb::steal(
+        PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(block.ptr())), names_->block_id.ptr()));
+    if (!descriptor.is_valid() || Py_TYPE(descriptor.ptr()) != &PyMemberDescr_Type) {
+      PyErr_Clear();
+      return Number(Attribute(block, names_->block_id));
+    }
+    const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(descriptor.ptr())->d_member;
+    if (member->type != T_OBJECT_EX) return Number(Attribute(block, names_->block_id));
+    block_type_ = Py_TYPE(block.ptr());
+    block_id_offset_ = member->offset;
+  }
+  PyObject* id = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(block.ptr()) + block_id_offset_);
+  if (id == nullptr) throw nb::value_error("a block without an id");
+  return Number(id);
 }
 
 void PyScheduler::StepNew(nb::handle new_request, nb::handle num_scheduled) {

@@ -79,11 +79,15 @@ class PyScheduler {
 
  private:
   struct Names;  // interned attribute names
+  uint32_t BlockId(nb::handle block);
   void StepNew(nb::handle new_request, nb::handle num_scheduled);
   void StepCached(nb::handle cached, nb::handle num_scheduled);
   SchedulerSession* session() const;
 
   std::unique_ptr<Names> names_;
+  // Where KVCacheBlock keeps its block_id, once looked up: its slots lie at fixed offsets, and a request has hundreds.
+  PyTypeObject* block_type_ = nullptr;
+  Py_ssize_t block_id_offset_ = 0;
   RequestHashes hashes_;  // outlives the session
   std::unique_ptr<SchedulerSession> session_;
   std::unordered_map<std::string, bool> loads_;  // under way; true once a plan carried it

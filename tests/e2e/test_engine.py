@@ -255,8 +255,8 @@ def test_negative_control(engine: RealEngine, expected: dict[str, Any]) -> None:
     """Wrong bytes make the comparison fail, so it can be trusted when it does not.
 
     A flipped byte in each layer; two blocks that changed places would not show here, since keys carry their position
-    and attention does not care about order (the harness sees that fault). Last in this file: a flipped exponent can leave
-    an infinity in the engine's memory, which a later request that gets the block multiplies by zero.
+    and attention does not care about order (the harness sees that fault). Last in this file: a flipped exponent can
+    leave an infinity in the engine's memory, which a later request that gets the block multiplies by zero.
     """
     fill(engine, "plain")
     _core.arm_faults("agent.flip_byte")

@@ -11,7 +11,6 @@
 #include "connector/py_scheduler.h"
 #include "connector/py_worker.h"
 #include "flexkv/base/fault.h"
-#include "proto/shm_layout.h"
 
 namespace flexkv::python {
 namespace {
@@ -122,7 +121,6 @@ NB_MODULE(_core, module) {
   module.def("arm_faults", &flexkv::python::Arm, nanobind::arg("spec"));
   module.def("fault_count", [](std::string_view name) { return flexkv::FaultCount(name); },
              nanobind::arg("name"));
-  module.attr("PROTOCOL_VERSION") = flexkv::shm::kProtocolVersion;
   // Sessions live as long as the engine; when the interpreter goes down with one still open, that is no leak to report.
   nanobind::set_leak_warnings(false);
 }

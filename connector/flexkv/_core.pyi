@@ -1,8 +1,6 @@
 from collections.abc import Callable
 from typing import Any
 
-PROTOCOL_VERSION: int
-
 def arm_faults(spec: str) -> None: ...
 def fault_count(name: str) -> int: ...
 

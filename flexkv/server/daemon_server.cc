@@ -199,6 +199,7 @@ DaemonServer::DaemonServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) 
 DaemonServer::~DaemonServer() = default;
 
 const SocketPaths& DaemonServer::paths() const { return impl_->dir.paths(); }
+std::optional<DaemonSnapshot> DaemonServer::Snapshot() { return impl_->Snapshot(); }
 uint64_t DaemonServer::boot_id() const { return impl_->boot_id; }
 int DaemonServer::metrics_port() const { return impl_->metrics->port(); }
 std::string DaemonServer::page_kind() const { return PageKindName(impl_->page_kind); }

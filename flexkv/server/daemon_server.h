@@ -3,10 +3,12 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "flexkv/server/config.h"
+#include "flexkv/server/snapshot.h"
 #include "flexkv/server/socket_dir.h"
 
 namespace flexkv {
@@ -26,6 +28,8 @@ class DaemonServer {
   ~DaemonServer();
 
   const SocketPaths& paths() const;
+  // What `flexkv status` shows. nullopt: the control thread did not answer in 2 s.
+  std::optional<DaemonSnapshot> Snapshot();
   uint64_t boot_id() const;
   int metrics_port() const;       // of the loopback listener, 0 without one
   std::string page_kind() const;  // what pages the arena has, asked of the kernel

@@ -95,7 +95,7 @@ bool IoThread::Watch(int fd, uint64_t token) {
 
 void IoThread::Forget(uint64_t client_id) {
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard<std::mutex> lock(mutex_);
     forgets_.push_back(client_id);
   }
   eventfd_write(wake_.get(), 1);
@@ -286,7 +286,7 @@ void IoThread::HandleForgets() {
   eventfd_read(wake_.get(), &ignored);
   std::vector<uint64_t> forgets;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard<std::mutex> lock(mutex_);
     forgets.swap(forgets_);
   }
   for (const uint64_t id : forgets) {

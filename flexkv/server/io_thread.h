@@ -7,15 +7,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "flexkv/base/clock.h"
 #include "flexkv/base/unique_fd.h"
 #include "flexkv/server/hello.h"
@@ -112,8 +111,8 @@ class IoThread {
   std::map<uint64_t, Pending> pending_;
   std::map<uint64_t, std::shared_ptr<PeerLink>> links_;
   std::atomic<bool> stopping_{false};
-  absl::Mutex mutex_;  // the control thread adds, this thread takes
-  std::vector<uint64_t> forgets_ ABSL_GUARDED_BY(mutex_);
+  std::mutex mutex_;  // the control thread adds, this thread takes
+  std::vector<uint64_t> forgets_;  // guarded by mutex_
   std::thread thread_;
 };
 

@@ -7,12 +7,11 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "proto/shm_ring.h"
 
 namespace flexkv {
@@ -27,7 +26,7 @@ class Mailbox {
   // Any thread. False once closed: the task is dropped.
   bool Post(Task task) {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard<std::mutex> lock(mutex_);
       if (closed_) return false;
       tasks_.push_back(std::move(task));
       waiting_.store(true, std::memory_order_release);
@@ -59,7 +58,7 @@ class Mailbox {
     if (!Waiting()) return false;
     std::vector<Task> tasks;
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard<std::mutex> lock(mutex_);
       tasks.swap(tasks_);
       waiting_.store(false, std::memory_order_release);
     }
@@ -70,7 +69,7 @@ class Mailbox {
   // Drops what waits and refuses more.
   void Close() {
     std::vector<Task> dropped;
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
     dropped.swap(tasks_);
   }
@@ -78,9 +77,9 @@ class Mailbox {
  private:
   shm::Bell* doorbell_;
   std::atomic<bool> waiting_{false};
-  absl::Mutex mutex_;  // several threads post; held for a push or a swap only
-  std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  std::mutex mutex_;         // several threads post; held for a push or a swap only
+  std::vector<Task> tasks_;  // guarded by mutex_
+  bool closed_ = false;      // guarded by mutex_
 };
 
 }  // namespace flexkv

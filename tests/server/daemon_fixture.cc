@@ -1,5 +1,6 @@
 #include "tests/server/daemon_fixture.h"
 
+#include "flexkv/server/status_proto.h"
 #include "tests/support/content_oracle.h"
 
 namespace flexkv {
@@ -22,11 +23,10 @@ void DaemonTest::StartDaemon() {
 }
 
 admin::v1::StatusReply DaemonTest::Status() {
-  absl::StatusOr<std::unique_ptr<AdminClient>> client =
-      AdminClient::Connect(dir_.path() + "/flexkv/admin.sock");
-  if (!client.ok()) return {};
-  absl::StatusOr<admin::v1::StatusReply> status = (*client)->Status(5000);
-  return status.ok() ? *status : admin::v1::StatusReply();
+  admin::v1::StatusReply reply;
+  if (const std::optional<DaemonSnapshot> snapshot = server_->Snapshot())
+    ToProto(*snapshot, &reply);
+  return reply;
 }
 
 RawEngine::RawEngine(const std::string& socket, uint64_t id, const std::string& fingerprint) {

@@ -141,6 +141,10 @@ TEST_F(EngineTest, ClearByLabelAndStopOverGrpc) {
   ASSERT_TRUE(cleared.ok()) << cleared.status();
   EXPECT_EQ(*cleared, 1u);
   EXPECT_EQ(engine.Lookup(3, chain).matched, 0u);
+  const absl::StatusOr<admin::v1::StatusReply> status = (*client)->Status(5000);
+  ASSERT_TRUE(status.ok()) << status.status();
+  EXPECT_EQ(status->counters().resets(), 1u);
+  EXPECT_EQ(status->boot_id(), server_->boot_id());
   EXPECT_TRUE((*client)->Stop(5000).ok());
   EXPECT_EQ(stops_wanted_, 1);
 }
@@ -227,7 +231,10 @@ TEST_F(EngineTest, AKilledSchedulersLeasesEnd) {
 }
 
 TEST_F(EngineTest, AttachingOverAndOverLeaksNothing) {
-  { RawEngine warm(Socket(), 50); }
+  {
+    RawEngine warm(Socket(), 50);
+    warm.ExpectWorks(1);  // the arena's first segment stays
+  }
   EXPECT_TRUE(Eventually([&] { return Status().clients() == 0; }));
   const int before = CountDescriptors();
   for (uint64_t id = 100; id < 130; ++id) {

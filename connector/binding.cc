@@ -23,8 +23,9 @@ SchedulerOptions MakeSchedulerOptions(std::string socket_path, EngineId engine_i
                                       uint32_t tokens_per_block, std::string label,
                                       std::string fingerprint, uint32_t lookup_wait_us,
                                       uint32_t lookup_timeout_ms, uint32_t load_timeout_ms,
-                                      int32_t min_load_tokens, bool block_tables_change) {
+                                      int32_t min_load_tokens, bool block_tables_change, bool reduced) {
   SchedulerOptions options;
+  options.reduced = reduced;
   options.socket_path = std::move(socket_path);
   options.engine_id[0] = engine_id.first;
   options.engine_id[1] = engine_id.second;
@@ -42,8 +43,9 @@ SchedulerOptions MakeSchedulerOptions(std::string socket_path, EngineId engine_i
 
 void OpenWorker(PyWorker& worker, std::string socket_path, EngineId engine_id, uint32_t rank,
                 uint32_t world_size, uint32_t load_timeout_ms, uint32_t tokens_per_block,
-                const std::vector<Tensor>& tensors, std::string descriptor) {
+                const std::vector<Tensor>& tensors, std::string descriptor, bool reduced) {
   WorkerOptions options;
+  options.reduced = reduced;
   options.socket_path = std::move(socket_path);
   options.engine_id[0] = engine_id.first;
   options.engine_id[1] = engine_id.second;
@@ -69,16 +71,16 @@ void BindScheduler(nb::module_& module) {
           [](PyScheduler* self, std::string socket_path, EngineId engine_id, uint32_t world_size,
              uint32_t tokens_per_block, std::string label, std::string fingerprint,
              uint32_t lookup_wait_us, uint32_t lookup_timeout_ms, uint32_t load_timeout_ms,
-             int32_t min_load_tokens, bool block_tables_change) {
+             int32_t min_load_tokens, bool block_tables_change, bool reduced) {
             new (self) PyScheduler(MakeSchedulerOptions(
                 std::move(socket_path), engine_id, world_size, tokens_per_block, std::move(label),
                 std::move(fingerprint), lookup_wait_us, lookup_timeout_ms, load_timeout_ms,
-                min_load_tokens, block_tables_change));
+                min_load_tokens, block_tables_change, reduced));
           },
           nb::kw_only(), nb::arg("socket_path"), nb::arg("engine_id"), nb::arg("world_size"),
           nb::arg("tokens_per_block"), nb::arg("label"), nb::arg("fingerprint"),
           nb::arg("lookup_wait_us"), nb::arg("lookup_timeout_ms"), nb::arg("load_timeout_ms"),
-          nb::arg("min_load_tokens"), nb::arg("block_tables_change"))
+          nb::arg("min_load_tokens"), nb::arg("block_tables_change"), nb::arg("reduced") = false)
       .def("set_block_table", &PyScheduler::SetBlockTable, nb::arg("block_ids_of"))
       .def("new_request", &PyScheduler::NewRequest, nb::arg("request"), nb::arg("cacheable"))
       .def("matched_tokens", &PyScheduler::MatchedTokens, nb::arg("request"),
@@ -88,6 +90,10 @@ void BindScheduler(nb::module_& module) {
       .def("step", &PyScheduler::Step, nb::arg("scheduler_output"))
       .def("load_ended", &PyScheduler::LoadEnded, nb::arg("request_id"), nb::arg("failed"))
       .def("request_finished", &PyScheduler::RequestFinished, nb::arg("request_id"))
+      .def("finish_with_store", &PyScheduler::FinishWithStore, nb::arg("request"), nb::arg("block_ids"),
+           nb::arg("num_computed_tokens"))
+      .def("take_finished_stores", &PyScheduler::TakeFinishedStores)
+      .def("load_outstanding", &PyScheduler::LoadOutstanding, nb::arg("request_id"))
       .def("loads_into", &PyScheduler::LoadsInto, nb::arg("block_ids"))
       .def("undelivered_loads", &PyScheduler::UndeliveredLoads)
       .def("reset_cache", &PyScheduler::ResetCache, nb::arg("timeout_ms"))
@@ -101,10 +107,11 @@ void BindWorker(nb::module_& module) {
       .def(nb::init<>())
       .def("open", &OpenWorker, nb::kw_only(), nb::arg("socket_path"), nb::arg("engine_id"),
            nb::arg("rank"), nb::arg("world_size"), nb::arg("load_timeout_ms"),
-           nb::arg("tokens_per_block"), nb::arg("tensors"), nb::arg("descriptor"))
+           nb::arg("tokens_per_block"), nb::arg("tensors"), nb::arg("descriptor"), nb::arg("reduced") = false)
       .def("fence", &PyWorker::Fence, nb::arg("plan"))
       .def("bind", &PyWorker::Bind, nb::arg("plan"))
       .def("step_done", &PyWorker::StepDone)
+      .def("take_board_plans", &PyWorker::TakeBoardPlans)
       .def("poll", &PyWorker::Poll)
       .def("fail_loads", &PyWorker::FailLoads, nb::arg("loads"))
       .def("abandon", &PyWorker::Abandon)

@@ -259,6 +259,20 @@ void PyScheduler::RequestFinished(std::string_view id) {
   hashes_.Remove(id);
 }
 
+bool PyScheduler::FinishWithStore(nb::handle request, const std::vector<uint32_t>& block_ids,
+                                  uint32_t num_computed_tokens) {
+  const nb::object id = Attribute(request, names_->request_id);
+  const bool held = session()->FinishWithStore(Text(id), block_ids, num_computed_tokens);
+  hashes_.Remove(Text(id));
+  return held;
+}
+
+std::vector<std::string> PyScheduler::TakeFinishedStores() {
+  std::vector<std::string> ids;
+  session()->TakeFinishedStores(&ids);
+  return ids;
+}
+
 std::vector<std::string> PyScheduler::LoadsInto(const std::vector<uint32_t>& block_ids) const {
   std::vector<uint32_t> wanted = block_ids;
   std::sort(wanted.begin(), wanted.end());

@@ -35,6 +35,7 @@ void PyWorker::Open(const WorkerOptions& options, const std::vector<TensorView>&
   absl::StatusOr<std::unique_ptr<WorkerSession>> session = WorkerSession::Open(options, std::move(layout));
   if (!session.ok()) throw nb::value_error(std::string(session.status().message()).c_str());
   session_ = *std::move(session);
+  reduced_ = options.reduced;
 }
 
 void PyWorker::Fence(nb::bytes plan) {
@@ -66,6 +67,10 @@ void PyWorker::StepDone() {
   if (session_ != nullptr) session_->StepDone();
 }
 
+void PyWorker::TakeBoardPlans() {
+  if (session_ != nullptr) session_->TakeBoardPlans();
+}
+
 std::pair<std::vector<std::string>, std::vector<uint32_t>> PyWorker::Poll() {
   std::pair<std::vector<std::string>, std::vector<uint32_t>> ended;
   for (FailedLoad& load : failed_) {
@@ -73,12 +78,12 @@ std::pair<std::vector<std::string>, std::vector<uint32_t>> PyWorker::Poll() {
     ended.second.insert(ended.second.end(), load.second.begin(), load.second.end());
   }
   failed_.clear();
-  if (session_ == nullptr || loads_.empty()) return ended;
+  if (session_ == nullptr || (loads_.empty() && !reduced_)) return ended;
   report_.loads.clear();
   report_.failed_block_ids.clear();
   session_->Poll(&report_);
   for (std::string& id : report_.loads) {
-    if (loads_.erase(id) != 0) ended.first.push_back(std::move(id));  // else reported before: never twice
+    if (loads_.erase(id) != 0 || reduced_) ended.first.push_back(std::move(id));  // else reported before: never twice
   }
   ended.second.insert(ended.second.end(), report_.failed_block_ids.begin(),
                       report_.failed_block_ids.end());

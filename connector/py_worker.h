@@ -34,6 +34,8 @@ class PyWorker {
   void Fence(nb::bytes plan);
   void Bind(nb::bytes plan);
   void StepDone();
+  // Reduced mode: takes the plans on the board.
+  void TakeBoardPlans();
   // (request ids whose load ended, GPU blocks that did not arrive)
   std::pair<std::vector<std::string>, std::vector<uint32_t>> Poll();
   // Loads that the scheduler's side promised but could not plan.
@@ -46,6 +48,7 @@ class PyWorker {
  private:
   void FailAll();
 
+  bool reduced_ = false;
   std::unique_ptr<WorkerSession> session_;
   uint64_t bound_plan_ = 0;
   ParsedPlan plan_;                                                  // reused

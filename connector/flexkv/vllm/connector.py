@@ -38,13 +38,13 @@ class FlexKVMetadata(compat.KVConnectorMetadata):  # type: ignore[misc]
     stop: bool = False  # the scheduler's side broke: copy nothing more
 
 
-def _arm_faults_once() -> None:
+def arm_faults_once() -> None:
     """Test faults, armed by the environment of the engine's process."""
     spec = os.environ.get("FLEXKV_FAULTS")
-    if spec and not getattr(_arm_faults_once, "done", False):
+    if spec and not getattr(arm_faults_once, "done", False):
         _core.arm_faults(spec)
         logger.warning("faults are armed: %s", spec)
-    _arm_faults_once.done = True  # type: ignore[attr-defined]
+    arm_faults_once.done = True  # type: ignore[attr-defined]
 
 
 class SchedulerSide:
@@ -71,13 +71,13 @@ class SchedulerSide:
         for note in notes:
             logger.warning("FlexKV: blocks of this engine are not shared with others: %s", note)
         if settings.autostart:
-            self._autostart(settings)
+            self.start_daemon(settings)
         self._session = _core.SchedulerSession(
             socket_path=settings.socket_path,
             engine_id=identity.engine_id(vllm_config),
             world_size=vllm_config.parallel_config.world_size,
             tokens_per_block=identity.block_tokens(vllm_config, kv_cache_config),
-            label=f"vllm {os.path.basename(str(vllm_config.model_config.model).rstrip('/'))} pid {os.getpid()}",
+            label=self.label(vllm_config),
             fingerprint=text,
             lookup_wait_us=settings.lookup_wait_us,
             lookup_timeout_ms=settings.lookup_timeout_ms,
@@ -87,12 +87,17 @@ class SchedulerSide:
         )
 
     @staticmethod
-    def _autostart(settings: Settings) -> None:
+    def start_daemon(settings: Settings) -> None:
         try:
             if autostart.ensure_daemon(settings.socket_dir, settings.config_path):
                 logger.info("starting flexkvd in %s", settings.socket_dir)
         except OSError as error:
             logger.warning("no FlexKV daemon: %s", error)
+
+    @staticmethod
+    def label(vllm_config: Any) -> str:
+        """What `flexkv status` shows."""
+        return f"vllm {os.path.basename(str(vllm_config.model_config.model).rstrip('/'))} pid {os.getpid()}"
 
     @property
     def session(self) -> _core.SchedulerSession | None:
@@ -302,11 +307,11 @@ class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
             if transfer.kv_load_failure_policy == "fail" and not settings.allow_fail_policy:
                 logger.info('FlexKV sets kv_load_failure_policy to "recompute" (flexkv.allow_fail_policy keeps "fail")')
                 transfer.kv_load_failure_policy = "recompute"
-            _arm_faults_once()
+            arm_faults_once()
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, settings)
         else:
             self._worker = WorkerSide(vllm_config, kv_cache_config, settings)
-            _arm_faults_once()
+            arm_faults_once()
 
     @property
     def requires_kv_delivery(self) -> bool:

@@ -1,6 +1,7 @@
-// A daemon that is stopped (SIGSTOP) with ops planned, and wakes up after the engine gave up on it and reused the blocks:
-// nothing it does then may reach engine memory, and nothing it kept may be wrong. Content oracle over every engine
-// block and every block loaded; seeded, 200 repeats (FLEXKV_TEST_REPEATS changes that).
+// A daemon that is stopped (SIGSTOP) with ops planned, and wakes up after the engine gave up on it
+// and reused the blocks: nothing it does then may reach engine memory, and nothing it kept may be
+// wrong. Content oracle over every engine block and every block loaded; seeded, 200 repeats
+// (FLEXKV_TEST_REPEATS changes that).
 #include <signal.h>
 
 #include <chrono>
@@ -36,7 +37,8 @@ class Chains : public HashSource {
     return chain;
   }
   void AppendHashes(std::string_view id, uint32_t from, std::vector<BlockHash>* hashes) override {
-    const auto chain = Of(std::strtoull(std::string(id.substr(id.find(':') + 1)).c_str(), nullptr, 10));
+    const auto chain =
+        Of(std::strtoull(std::string(id.substr(id.find(':') + 1)).c_str(), nullptr, 10));
     hashes->insert(hashes->end(), chain.begin() + from, chain.end());
   }
 };
@@ -45,8 +47,8 @@ class StoppedDaemonTest : public ::testing::Test {
  protected:
   StoppedDaemonTest() : memory_(kGpuBlocks * kBlockBytes), owner_(kGpuBlocks) {
     const std::string folder = dir_.path() + "/flexkv";
-    daemon_ = std::make_unique<ChildProcess>(std::vector<std::string>{
-        FLEXKVD, "--socket-dir", folder, "--cpu-cache-bytes", "64MiB"});
+    daemon_ = std::make_unique<ChildProcess>(
+        std::vector<std::string>{FLEXKVD, "--socket-dir", folder, "--cpu-cache-bytes", "64MiB"});
     daemon_->ReadLine();
     SchedulerOptions scheduler;
     scheduler.socket_path = folder + "/daemon.sock";
@@ -56,8 +58,12 @@ class StoppedDaemonTest : public ::testing::Test {
     scheduler.fingerprint = "stopped";
     scheduler.min_load_tokens = 0;
     scheduler_ = *SchedulerSession::Open(scheduler, &chains_);
-    TensorView tensor{"layer.0", reinterpret_cast<uintptr_t>(memory_.data()), 1,
-                      {kGpuBlocks, kBlockBytes}, {kBlockBytes, 1}, 0};
+    TensorView tensor{"layer.0",
+                      reinterpret_cast<uintptr_t>(memory_.data()),
+                      1,
+                      {kGpuBlocks, kBlockBytes},
+                      {kBlockBytes, 1},
+                      0};
     KvLayout layout;
     layout.groups.push_back(*MakeKvGroup({&tensor, 1}, kTokens));
     layout.descriptor = "one layer";
@@ -170,7 +176,8 @@ void StoppedDaemonTest::Repeat(uint64_t number) {
     ++(failed ? loads_failed_ : loads_right_);
     const std::vector<BlockHash> hashes = Chains::Of(chain);
     for (uint32_t i = 0; i < matched / kTokens && !failed; ++i) {
-      ASSERT_TRUE(ContentMatches(hashes[i], 0, Block(load_ids[i]))) << "block " << i << " was loaded wrong";
+      ASSERT_TRUE(ContentMatches(hashes[i], 0, Block(load_ids[i])))
+          << "block " << i << " was loaded wrong";
     }
     scheduler_->LoadEnded(loader, failed);
   }
@@ -209,14 +216,16 @@ TEST_F(StoppedDaemonTest, WakingUpLateTouchesNothing) {
     const std::string id = absl::StrCat("check", number, ":", 100 + number);
     const int64_t matched = Ask(id);
     if (matched > 0) {
-      scheduler_->BlocksAllocated(id, std::span(ids).first(kPrompt), static_cast<uint32_t>(matched));
+      scheduler_->BlocksAllocated(id, std::span(ids).first(kPrompt),
+                                  static_cast<uint32_t>(matched));
       scheduler_->BeginStep(0);
       RunStep();
       worker_->StepDone();
       const WorkerSession::Report report = AwaitReport();
       const std::vector<BlockHash> hashes = Chains::Of(100 + number);
       for (uint32_t i = 0; i < matched / kTokens && report.failed_block_ids.empty(); ++i) {
-        ASSERT_TRUE(ContentMatches(hashes[i], 0, Block(ids[i]))) << "stored wrong: chain " << 100 + number << " block " << i;
+        ASSERT_TRUE(ContentMatches(hashes[i], 0, Block(ids[i])))
+            << "stored wrong: chain " << 100 + number << " block " << i;
         ++kept;
       }
       scheduler_->LoadEnded(id, !report.failed_block_ids.empty());
@@ -224,8 +233,8 @@ TEST_F(StoppedDaemonTest, WakingUpLateTouchesNothing) {
     scheduler_->RequestFinished(id);
   }
   printf("%llu loads right, %llu failed, %llu stored blocks checked\n",
-         static_cast<unsigned long long>(loads_right_), static_cast<unsigned long long>(loads_failed_),
-         static_cast<unsigned long long>(kept));
+         static_cast<unsigned long long>(loads_right_),
+         static_cast<unsigned long long>(loads_failed_), static_cast<unsigned long long>(kept));
   EXPECT_GT(loads_right_, 0u);
   EXPECT_GT(loads_failed_, 0u);
   EXPECT_GT(kept, 0u);

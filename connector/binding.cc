@@ -92,7 +92,6 @@ void BindScheduler(nb::module_& module) {
       .def("request_finished", &PyScheduler::RequestFinished, nb::arg("request_id"))
       .def("finish_with_store", &PyScheduler::FinishWithStore, nb::arg("request"), nb::arg("block_ids"),
            nb::arg("num_computed_tokens"))
-      .def("take_finished_stores", &PyScheduler::TakeFinishedStores)
       .def("load_outstanding", &PyScheduler::LoadOutstanding, nb::arg("request_id"))
       .def("loads_into", &PyScheduler::LoadsInto, nb::arg("block_ids"))
       .def("undelivered_loads", &PyScheduler::UndeliveredLoads)
@@ -112,6 +111,7 @@ void BindWorker(nb::module_& module) {
       .def("bind", &PyWorker::Bind, nb::arg("plan"))
       .def("step_done", &PyWorker::StepDone)
       .def("take_board_plans", &PyWorker::TakeBoardPlans)
+      .def("take_ended_stores", &PyWorker::TakeEndedStores)
       .def("poll", &PyWorker::Poll)
       .def("fail_loads", &PyWorker::FailLoads, nb::arg("loads"))
       .def("abandon", &PyWorker::Abandon)

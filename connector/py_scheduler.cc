@@ -267,12 +267,6 @@ bool PyScheduler::FinishWithStore(nb::handle request, const std::vector<uint32_t
   return held;
 }
 
-std::vector<std::string> PyScheduler::TakeFinishedStores() {
-  std::vector<std::string> ids;
-  session()->TakeFinishedStores(&ids);
-  return ids;
-}
-
 std::vector<std::string> PyScheduler::LoadsInto(const std::vector<uint32_t>& block_ids) const {
   std::vector<uint32_t> wanted = block_ids;
   std::sort(wanted.begin(), wanted.end());

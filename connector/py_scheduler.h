@@ -70,7 +70,6 @@ class PyScheduler {
   void RequestFinished(std::string_view id);
   // Reduced mode: see SchedulerSession.
   bool FinishWithStore(nb::handle request, const std::vector<uint32_t>& block_ids, uint32_t num_computed_tokens);
-  std::vector<std::string> TakeFinishedStores();
   bool LoadOutstanding(std::string_view id) const { return session()->LoadOutstanding(id); }
   // Requests with a load under way into any of these GPU blocks.
   std::vector<std::string> LoadsInto(const std::vector<uint32_t>& block_ids) const;

@@ -82,6 +82,7 @@ std::pair<std::vector<std::string>, std::vector<uint32_t>> PyWorker::Poll() {
   report_.loads.clear();
   report_.failed_block_ids.clear();
   session_->Poll(&report_);
+  ended_stores_.insert(ended_stores_.end(), report_.stores.begin(), report_.stores.end());
   for (std::string& id : report_.loads) {
     if (loads_.erase(id) != 0 || reduced_) ended.first.push_back(std::move(id));  // else reported before: never twice
   }

@@ -36,6 +36,8 @@ class PyWorker {
   void StepDone();
   // Reduced mode: takes the plans on the board.
   void TakeBoardPlans();
+  // Reduced mode: requests whose store the polls since the last call reported as over.
+  std::vector<std::string> TakeEndedStores() { return std::exchange(ended_stores_, {}); }
   // (request ids whose load ended, GPU blocks that did not arrive)
   std::pair<std::vector<std::string>, std::vector<uint32_t>> Poll();
   // Loads that the scheduler's side promised but could not plan.
@@ -49,6 +51,7 @@ class PyWorker {
   void FailAll();
 
   bool reduced_ = false;
+  std::vector<std::string> ended_stores_;
   std::unique_ptr<WorkerSession> session_;
   uint64_t bound_plan_ = 0;
   ParsedPlan plan_;                                                  // reused

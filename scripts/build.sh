@@ -10,7 +10,7 @@ configure() {
 }
 
 mkdir -p build
-[ -f build/release/build.ninja ] || { say "configuring build/release"; configure; }
+grep -qs '^FLEXKV_PYTHON:BOOL=ON' build/release/CMakeCache.txt || { say "configuring build/release"; configure; }
 say "building build/release"
 ninja -C build/release --quiet || die "the build failed"
 cmake --install build/release --component python --prefix "$ROOT/connector" > build/install.log

@@ -14,10 +14,8 @@ ALLOWED = {
     "flexkv/transfer": {"flexkv/base", "flexkv/storage"},
     "flexkv/cache": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer"},
     # The device agent is the one part of transfer that lives in the engine's process.
-    "flexkv/client": {"flexkv/base", "proto", "flexkv/transfer/device_agent.h",
-                      "flexkv/transfer/transfer_op.h"},
-    "flexkv/server": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer",
-                      "flexkv/cache", "proto"},
+    "flexkv/client": {"flexkv/base", "proto", "flexkv/transfer/device_agent.h", "flexkv/transfer/transfer_op.h"},
+    "flexkv/server": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer", "flexkv/cache", "proto"},
     "connector": {"flexkv/base", "flexkv/client"},
 }
 INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"')

@@ -132,7 +132,7 @@ void DaemonLink::Run() {
   ResetThread("flexkv-link");
   while (!WaitStop(0)) {
     if (AttachOnce()) {
-      const bool orderly = Serve();
+      Serve();
       std::shared_ptr<Channel> lost;
       {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -141,10 +141,9 @@ void DaemonLink::Run() {
       lost->MarkDead();
       Publish(nullptr);
       if (options_.on_lost) options_.on_lost();
-      if (orderly) {
-        const auto goodbye = static_cast<uint32_t>(shm::PacketType::kGoodbye);
-        std::ignore = shm::SendPacket(socket_.get(), shm::AsBytes(goodbye));
-      }
+      // Also when the daemon dropped us: it may hold memory for our copies until it hears that they are over.
+      const auto goodbye = static_cast<uint32_t>(shm::PacketType::kGoodbye);
+      std::ignore = shm::SendPacket(socket_.get(), shm::AsBytes(goodbye));
       socket_.Reset();
     }
     if (WaitStop(kRetryMs)) break;
@@ -200,17 +199,17 @@ bool DaemonLink::AttachOnce() {
   return true;
 }
 
-bool DaemonLink::Serve() {
+void DaemonLink::Serve() {
   while (true) {
     pollfd waiters[2] = {{socket_.get(), POLLIN, 0}, {stop_event_.get(), POLLIN, 0}};
     poll(waiters, 2, kIdleMs);
-    if (waiters[1].revents != 0) return true;
+    if (waiters[1].revents != 0) return;
     if (options_.on_idle) options_.on_idle();
     if (waiters[0].revents == 0) continue;
     absl::StatusOr<shm::Packet> packet =
         shm::ReceivePacket(socket_.get(), sizeof(shm::SegmentPacket), 0);
     if (absl::IsUnavailable(packet.status())) continue;
-    if (!packet.ok() || !HandlePacket(*packet)) return false;
+    if (!packet.ok() || !HandlePacket(*packet)) return;
   }
 }
 

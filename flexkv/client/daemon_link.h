@@ -96,8 +96,8 @@ class DaemonLink {
  private:
   void Run();
   bool AttachOnce();
-  // Until the connection is lost (false) or the link is being destroyed (true).
-  bool Serve();
+  // Until the connection is lost or the link is being destroyed.
+  void Serve();
   bool HandlePacket(const shm::Packet& packet);
   void Publish(std::shared_ptr<Channel> channel);
   bool WaitStop(int timeout_ms);

@@ -18,7 +18,6 @@
 namespace flexkv {
 
 constexpr uint64_t kPlanBytes = 4u << 20;
-constexpr uint32_t kAnswers = kMaxBoardStores;  // per rank
 constexpr uint64_t kBoardMagic = 0x3144524f42584b46ull;
 constexpr uint64_t kWrapMark = UINT64_MAX;  // a length that says: go on at the start of the ring
 
@@ -29,9 +28,7 @@ struct alignas(64) BoardHeader {
 };
 
 struct alignas(64) BoardRank {
-  std::atomic<uint64_t> head;                  // plan bytes read
-  alignas(64) std::atomic<uint64_t> answered;  // keys written
-  uint64_t keys[kAnswers];
+  std::atomic<uint64_t> head;  // plan bytes read
 };
 
 namespace {
@@ -73,7 +70,6 @@ absl::StatusOr<std::unique_ptr<PlanBoard>> PlanBoard::Create(const uint64_t engi
   }
   std::unique_ptr<PlanBoard> board(new PlanBoard);
   board->world_size_ = world_size;
-  board->answers_read_.resize(world_size);
   absl::StatusOr<UniqueFd> memory = MakeSealedMemfd("flexkv-board", BoardBytes(world_size));
   if (!memory.ok()) return memory.status();
   board->memory_ = *std::move(memory);
@@ -138,16 +134,6 @@ bool PlanBoard::Publish(std::span<const std::byte> plan) {
   return true;
 }
 
-void PlanBoard::TakeAnswers(std::vector<OpKey>* keys) {
-  for (uint32_t rank = 0; rank < world_size_; ++rank) {
-    BoardRank* area = Rank(mapping_, rank);
-    const uint64_t written = area->answered.load(std::memory_order_acquire);
-    for (; answers_read_[rank] < written; ++answers_read_[rank]) {
-      keys->push_back(area->keys[answers_read_[rank] % kAnswers]);
-    }
-  }
-}
-
 absl::StatusOr<std::unique_ptr<PlanBoardReader>> PlanBoardReader::Open(const uint64_t engine_id[2],
                                                                        uint32_t rank,
                                                                        uint32_t world_size,
@@ -200,12 +186,6 @@ bool PlanBoardReader::Next(std::vector<std::byte>* plan) {
   head_ += sizeof(length) + (length + 7) / 8 * 8;
   Rank(mapping_, rank_)->head.store(head_, std::memory_order_release);
   return true;
-}
-
-void PlanBoardReader::Answer(OpKey key) {
-  BoardRank* area = Rank(mapping_, rank_);
-  area->keys[answered_ % kAnswers] = key;
-  area->answered.store(++answered_, std::memory_order_release);
 }
 
 }  // namespace flexkv

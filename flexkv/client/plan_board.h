@@ -1,11 +1,11 @@
 // The small shared table of the reduced mode: where the engine's connector shim forwards no step metadata, the scheduler's
-// half publishes its plans here and every rank's worker reads them; workers answer with the stores that are over.
+// half publishes its plans here and every rank's worker reads them.
 //
 // One memfd, made by the scheduler's process and handed to same-user workers over an abstract Unix socket named by
 // the engine id, so nothing is left behind when a process is killed, and daemon restarts do not touch it.
 //
-// Plans form a byte ring with one producer and world_size readers, each with a head of its own; answers are one ring of
-// op keys per rank. Format: BoardHeader, then per rank RankArea, then kPlanBytes of plans ([u64 length][bytes, padded to 8]).
+// Plans form a byte ring with one producer and world_size readers, each with a head of its own. Format: BoardHeader, then a
+// BoardRank per rank, then kPlanBytes of plans ([u64 length][bytes, padded to 8]).
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,6 @@
 namespace flexkv {
 
 inline constexpr uint32_t kMaxBoardRanks = 256;
-inline constexpr uint32_t kMaxBoardStores = 8192;  // stores published and not yet answered by every rank
 
 struct BoardHeader;
 struct BoardRank;
@@ -36,8 +35,6 @@ class PlanBoard {
   ~PlanBoard();
   // False: a worker has not read for so long that there is no room; nothing was published.
   bool Publish(std::span<const std::byte> plan);
-  // Appends the keys each rank answered since the last call; a key appears once per rank.
-  void TakeAnswers(std::vector<OpKey>* keys);
 
  private:
   PlanBoard() = default;
@@ -49,7 +46,6 @@ class PlanBoard {
   UniqueFd listener_;
   UniqueFd stop_event_;
   uint64_t tail_ = 0;
-  std::vector<uint64_t> answers_read_;
   std::thread thread_;
 };
 
@@ -61,8 +57,6 @@ class PlanBoardReader {
                                                                uint32_t world_size, int timeout_ms);
   // The next plan, false when there is none.
   bool Next(std::vector<std::byte>* plan);
-  // The store `key` is over on this rank. Never full: the scheduler's half has at most kMaxBoardStores under way.
-  void Answer(OpKey key);
 
  private:
   PlanBoardReader() = default;
@@ -70,7 +64,6 @@ class PlanBoardReader {
   uint32_t world_size_ = 0;
   SharedMapping mapping_;
   uint64_t head_ = 0;
-  uint64_t answered_ = 0;
 };
 
 }  // namespace flexkv

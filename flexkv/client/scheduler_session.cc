@@ -95,14 +95,8 @@ struct SchedulerSession::Impl {
   TimeNs reported_at = 0;
 
   // Reduced mode.
-  struct HeldStore {
-    std::string request_id;
-    uint32_t ranks_left = 0;
-  };
   std::unique_ptr<PlanBoard> board;
   std::deque<std::vector<std::byte>> unpublished;  // plans the board had no room for, oldest first
-  absl::flat_hash_map<OpKey, HeldStore> held_stores;
-  std::vector<OpKey> answers;                      // scratch
 
   LoadEconomics economics;
   SchedulerStats stats;
@@ -559,28 +553,14 @@ bool SchedulerSession::FinishWithStore(std::string_view id, std::span<const uint
   Impl& impl = *impl_;
   SchedulerRequest* request = impl.requests.Find(View(id));
   OpKey key = 0;
-  if (request != nullptr && impl.board != nullptr && impl.Usable() &&
-      impl.held_stores.size() < kMaxBoardStores) {
+  if (request != nullptr && impl.board != nullptr && impl.Usable()) {
     impl.Drain();
     request->block_ids.assign(block_ids.begin(), block_ids.end());
     key = impl.Store(request, num_computed_tokens);
-    if (key != 0) impl.held_stores[key] = {request->id, impl.options.world_size};
+    if (key != 0) impl.step_ops.back().request_id = request->id;  // the workers report it
   }
   RequestFinished(id);
   return key != 0;
-}
-
-void SchedulerSession::TakeFinishedStores(std::vector<std::string>* ids) {
-  Impl& impl = *impl_;
-  if (impl.board == nullptr) return;
-  impl.answers.clear();
-  impl.board->TakeAnswers(&impl.answers);
-  for (OpKey key : impl.answers) {
-    auto it = impl.held_stores.find(key);
-    if (it == impl.held_stores.end() || --it->second.ranks_left > 0) continue;
-    ids->push_back(std::move(it->second.request_id));
-    impl.held_stores.erase(it);
-  }
 }
 
 void SchedulerSession::BeginStep(uint32_t total_scheduled_tokens) {

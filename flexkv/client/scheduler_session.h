@@ -94,11 +94,9 @@ class SchedulerSession {
                        uint32_t num_external_tokens);
   void RequestFinished(std::string_view id);
   // Reduced mode, instead of RequestFinished: stores the request's full blocks, `block_ids` being its block table. True: the
-  // engine must hold the blocks until TakeFinishedStores names the request.
+  // engine must hold the blocks until every rank's worker has reported the store (WorkerSession::Report::stores).
   bool FinishWithStore(std::string_view id, std::span<const uint32_t> block_ids,
                        uint32_t num_computed_tokens);
-  // Requests whose blocks need not be held any more, each once.
-  void TakeFinishedStores(std::vector<std::string>* ids);
   // A load that was promised ended on all ranks; `failed` when any block of it did not arrive.
   void LoadEnded(std::string_view id, bool failed);
   // True while a load of this request is under way.

@@ -34,6 +34,12 @@ struct PendingLoad {
   std::vector<uint32_t> block_ids;
 };
 
+// Reduced mode: the engine holds the request's blocks until this is reported.
+struct HeldStore {
+  std::string request_id;
+  TimeNs deadline = 0;
+};
+
 class TableMapper : public SegmentMapper {
  public:
   explicit TableMapper(SegmentTable* table) : table_(table) {}
@@ -94,7 +100,7 @@ struct WorkerSession::Impl {
 
   // Reduced mode.
   std::unique_ptr<PlanBoardReader> board;          // engine thread only
-  std::unordered_map<OpKey, TimeNs> held_stores;   // engine thread only: key -> deadline
+  std::unordered_map<OpKey, HeldStore> held_stores;  // engine thread only
   std::mutex ended_mutex;                          // innermost
   std::vector<OpKey> ended_stores;                 // guarded by ended_mutex: seen by the pump
 
@@ -112,8 +118,8 @@ struct WorkerSession::Impl {
   void Fail(const std::string& request_id, std::span<const uint32_t> block_ids);
   void TakeAgentResults(Report* report);
   void GiveUpLoads(Report* report, bool all);
-  void SubmitStore(EngineHalf half, bool is_attached);
-  void AnswerStores(bool all);
+  void SubmitStore(EngineHalf half, std::string request_id, bool is_attached);
+  void ReportStores(Report* report, bool all);
 };
 
 void WorkerSession::Impl::OnResult() {
@@ -252,7 +258,7 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
   half.route = static_cast<Route>(view.op.route);
   if (half.route != Route::kCpuToDevice) {
     half.block_ids = std::move(view.block_ids);
-    SubmitStore(std::move(half), is_attached);
+    SubmitStore(std::move(half), std::move(view.request_id), is_attached);
     return;
   }
   if (view.op.dead != 0 || !is_attached) {
@@ -269,37 +275,40 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
   loads.emplace(view.op.key, std::move(load));
 }
 
-void WorkerSession::Impl::SubmitStore(EngineHalf half, bool is_attached) {
+void WorkerSession::Impl::SubmitStore(EngineHalf half, std::string request_id, bool is_attached) {
   const OpKey key = half.key;
   const bool taken = is_attached && agent->SubmitEngineHalf(std::move(half)).ok();
   if (!options.reduced) return;  // a store not taken is a future miss
   if (taken) {
-    held_stores.emplace(key, clock.Now() + options.load_timeout_ms * kNsPerMs);
-  } else if (board != nullptr) {
-    board->Answer(key);
+    held_stores.emplace(key, HeldStore{std::move(request_id),
+                                       clock.Now() + options.load_timeout_ms * kNsPerMs});
+  } else {
+    early.stores.push_back(std::move(request_id));
   }
 }
 
-// Answers stores that are over, so that the engine frees their blocks: nothing reads them any more.
-void WorkerSession::Impl::AnswerStores(bool all) {
-  if (board == nullptr) return;
+// Stores that are over, too late, or (`all`) of a lost daemon: nothing reads their blocks any more.
+void WorkerSession::Impl::ReportStores(Report* report, bool all) {
   std::vector<OpKey> ended;
   {
     std::lock_guard<std::mutex> lock(ended_mutex);
     ended.swap(ended_stores);
   }
   for (OpKey key : ended) {
-    if (held_stores.erase(key) > 0) board->Answer(key);
+    auto it = held_stores.find(key);
+    if (it == held_stores.end()) continue;
+    report->stores.push_back(std::move(it->second.request_id));
+    held_stores.erase(it);
   }
   if (held_stores.empty()) return;
   const TimeNs now = clock.Now();
   for (auto it = held_stores.begin(); it != held_stores.end();) {
-    if (!all && now < it->second) {
+    if (!all && now < it->second.deadline) {
       ++it;
       continue;
     }
     agent->Revoke(it->first);
-    board->Answer(it->first);
+    report->stores.push_back(std::move(it->second.request_id));
     it = held_stores.erase(it);
   }
 }
@@ -421,6 +430,7 @@ void WorkerSession::TakeBoardPlans() {
 void WorkerSession::Poll(Report* report) {
   report->loads.clear();
   report->failed_block_ids.clear();
+  report->stores.clear();
   std::swap(*report, impl_->early);
   const bool lost = impl_->lost.load(std::memory_order_relaxed) &&
                     impl_->lost.exchange(false, std::memory_order_acq_rel);
@@ -428,7 +438,7 @@ void WorkerSession::Poll(Report* report) {
     impl_->TakeAgentResults(report);
     impl_->GiveUpLoads(report, lost);
   }
-  if (impl_->options.reduced) impl_->AnswerStores(lost);
+  if (impl_->options.reduced) impl_->ReportStores(report, lost);
   impl_->counters.loads_reported += report->loads.size();
 }
 

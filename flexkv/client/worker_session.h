@@ -57,6 +57,7 @@ class WorkerSession {
   struct Report {
     std::vector<std::string> loads;            // request ids whose load ended, well or not
     std::vector<uint32_t> failed_block_ids;    // GPU blocks whose content did not arrive
+    std::vector<std::string> stores;           // reduced mode: request ids whose blocks nothing reads any more
   };
   void Poll(Report* report);
 

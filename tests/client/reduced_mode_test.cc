@@ -122,10 +122,8 @@ class ReducedModeTest : public ::testing::Test {
   }
   bool ReleasedWithin(int ms) {
     for (int i = 0; i < ms; ++i) {
-      Step();
-      std::vector<std::string> ids;
-      scheduler_->TakeFinishedStores(&ids);
-      if (!ids.empty()) return ids == std::vector<std::string>{"a"};
+      const WorkerSession::Report report = Step();
+      if (!report.stores.empty()) return report.stores == std::vector<std::string>{"a"};
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return false;

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -97,10 +98,13 @@ absl::StatusOr<Packet> ReceivePacket(int socket, size_t max_bytes, int timeout_m
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
+  // A peer that closes with packets of ours unread leaves ECONNRESET in front of the last packets it sent: read past it.
   ssize_t got = 0;
-  do {
-    got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (got < 0 && errno == EINTR);
+  bool was_reset = false;
+  while ((got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)) < 0) {
+    if (errno == EINTR) continue;
+    if (errno != ECONNRESET || std::exchange(was_reset, true)) break;
+  }
   if (got < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK) return absl::UnavailableError("no packet");
     if (errno == ECONNRESET) return absl::AbortedError("the peer is gone");

@@ -165,6 +165,10 @@ nb::object PyScheduler::MatchedTokens(nb::handle request, uint32_t num_computed_
 void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks, uint32_t num_external_tokens) {
   const nb::object id = Attribute(request, names_->request_id);
   const std::string_view text = Text(id);
+  if (num_external_tokens == 0) {  // scheduled in this very step, which brings the block ids
+    session()->BlocksAllocated(text, {}, 0);
+    return;
+  }
   const nb::object groups = Attribute(blocks, names_->blocks);
   if (!PyTuple_Check(groups.ptr()) || PyTuple_GET_SIZE(groups.ptr()) != 1) {
     throw nb::type_error("blocks of one KV cache group expected");
@@ -178,7 +182,7 @@ void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks, uint32_
   block_ids_.reserve(static_cast<size_t>(size));
   for (Py_ssize_t i = 0; i < size; ++i) block_ids_.push_back(BlockId(items[i]));
   session()->BlocksAllocated(text, block_ids_, num_external_tokens);
-  if (num_external_tokens > 0) loads_[std::string(text)] = false;
+  loads_[std::string(text)] = false;
 }
 
 uint32_t PyScheduler::BlockId(nb::handle block) {

@@ -62,7 +62,7 @@ class PyScheduler {
   void NewRequest(nb::handle request, bool cacheable);
   // Tokens that can be loaded; None: ask again.
   nb::object MatchedTokens(nb::handle request, uint32_t num_computed_tokens);
-  // `blocks` is a KVCacheBlocks.
+  // `blocks` is a KVCacheBlocks; read only when there is something to load.
   void BlocksAllocated(nb::handle request, nb::handle blocks, uint32_t num_external_tokens);
   // A step: the plan for the workers, from the engine's SchedulerOutput.
   nb::bytes Step(nb::handle scheduler_output);

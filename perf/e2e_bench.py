@@ -28,12 +28,17 @@ from workload import tokens
 BLOCK = 32
 SMALL_CACHE: dict[str, Any] = {
     "block_size": BLOCK,
-    "num_gpu_blocks_override": 160,
-    "max_model_len": 4608,
+    "num_gpu_blocks_override": 128,  # two chats
+    "max_model_len": 4096,
     "max_num_batched_tokens": 1024,
     "max_num_seqs": 4,
 }
-LARGE_CACHE: dict[str, Any] = {**SMALL_CACHE, "num_gpu_blocks_override": 1024, "max_num_seqs": 16}
+LARGE_CACHE: dict[str, Any] = {
+    **SMALL_CACHE,
+    "num_gpu_blocks_override": 1024,
+    "max_model_len": 4608,
+    "max_num_seqs": 16,
+}
 TOKEN_BYTES = DEMO.layers * DEMO.kv_heads * 2 * DEMO.head_dim * 4
 
 

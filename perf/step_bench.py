@@ -143,14 +143,15 @@ def measure(engine: Engine, rounds: int, quiet_steps: int) -> dict[str, list[flo
         values.clear()
     for round_number in range(rounds):
         for i in range(NEW):
-            engine.abort(running.pop(0))
             # Half come back: their prompts are held by the daemon, and their blocks are loaded.
             seed = serial if (round_number + i) % 2 else serial % RUNNING
             engine.add(f"q{serial}", prompt(seed), max_tokens=4000)
             running.append(f"q{serial}")
             serial += 1
-        for _ in range(quiet_steps):
+        for i in range(quiet_steps):
             step()
+            if i < NEW:  # as many end as came, one by one
+                engine.abort(running.pop(0))
     return results
 
 

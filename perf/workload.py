@@ -43,9 +43,9 @@ def chats(
     vocab: int,
     count: int = 8,
     turns: int = 4,
-    systems: int = 3,
-    system_tokens: int = 1024,
-    turn_tokens: int = 256,
+    systems: int = 4,
+    system_tokens: int = 512,
+    turn_tokens: int = 384,
     output_tokens: int = 32,
     seed: int = 1,
 ) -> list[Chat]:

@@ -23,7 +23,7 @@ BLOCK = 32
 ENGINE: dict[str, Any] = {
     "block_size": BLOCK,
     "num_gpu_blocks_override": 128,  # 4,096 tokens: two chats
-    "max_model_len": 4096,
+    "max_model_len": 3584,
     "max_num_batched_tokens": 1024,
     "max_num_seqs": 4,
 }

@@ -244,8 +244,7 @@ void IoThread::ReadPackets(uint64_t id) {
   auto it = links_.find(id);
   if (it == links_.end()) return;
   const int socket = it->second->socket.get();
-  bool aborted_before = false;
-  for (int i = 0; i < kPacketsPerRound; ++i) {
+  for (int i = 0; i < kPacketsPerRound; ++i) {  // more is read in the next round
     absl::StatusOr<shm::Packet> packet = shm::ReceivePacket(socket, kMaxLatePacket, 0);
     if (packet.ok()) {
       uint32_t type = 0;
@@ -262,13 +261,10 @@ void IoThread::ReadPackets(uint64_t id) {
       events_->OnBadPacket(id);
       continue;
     }
-    // A peer that closes with packets of ours unread makes the first read fail, with its own last
-    // packets still behind it.
-    if (std::exchange(aborted_before, true)) break;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, socket, nullptr);
+    events_->OnHangUp(id);
+    return;
   }
-  if (!aborted_before) return;  // more to read: the next round does it
-  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, socket, nullptr);
-  events_->OnHangUp(id);
 }
 
 void IoThread::HandleExit(uint64_t id) {

@@ -100,3 +100,23 @@ def test_without_the_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(autostart, "program", lambda name: None)
     with pytest.raises(FileNotFoundError, match="flexkvd"):
         autostart.ensure_daemon(directory)
+
+
+def test_the_size_of_the_tier_is_told_and_compared(
+    directory: Path, config: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert autostart.ensure_daemon(directory, config)
+    deadline = time.monotonic() + 10
+    while not autostart.is_listening(str(directory / SOCKET_NAME)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert autostart.read_capacity(directory) == 64 << 20
+    monkeypatch.setattr(autostart.logger, "propagate", True)
+    with caplog.at_level("INFO", logger="vllm.flexkv"):
+        caplog.clear()
+        autostart.logger.addHandler(caplog.handler)
+        autostart._compare_sizes(directory, 1 << 20)
+        assert not any(record.levelname == "WARNING" for record in caplog.records)
+        autostart._compare_sizes(directory, 1 << 40)
+        assert any("smaller than the engine's own KV cache" in record.message for record in caplog.records)
+        autostart.logger.removeHandler(caplog.handler)

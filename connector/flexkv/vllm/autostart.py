@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import logging
 import os
 import socket
@@ -137,6 +138,50 @@ def _watch(process: subprocess.Popen[bytes], socket_dir: Path) -> None:
         what = "is not listening yet" if code is None else f"ended with code {code}"
         logger.warning("flexkvd %s; the engine runs without its cache. See %s", what, socket_dir / LOG_NAME)
     process.wait()
+
+
+def read_capacity(socket_dir: Path) -> int:
+    """Bytes of the daemon's CPU tier. Raises OSError, ValueError or subprocess.SubprocessError."""
+    path = program("flexkv")
+    if path is None:
+        raise FileNotFoundError("flexkv is neither in the flexkv package nor on PATH")
+    command = [path, "--socket-dir", str(socket_dir), "status", "--json"]
+    answer = subprocess.run(
+        command,
+        capture_output=True,
+        check=True,
+        timeout=10,
+        env=daemon_environment(os.environ),
+        stdin=subprocess.DEVNULL,
+    )
+    return int(json.loads(answer.stdout)["memory"]["budget_bytes"])
+
+
+def _compare_sizes(socket_dir: Path, engine_bytes: int) -> None:
+    deadline = time.monotonic() + READY_WAIT_S
+    while not is_listening(str(socket_dir / SOCKET_NAME)):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(0.2)
+    try:
+        capacity = read_capacity(socket_dir)
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        logger.debug("the size of the CPU tier is not known: %s", error)
+        return
+    gib = 1 << 30
+    logger.info(
+        "FlexKV's CPU tier has %.1f GiB, the engine's own KV cache %.1f GiB", capacity / gib, engine_bytes / gib
+    )
+    if capacity < engine_bytes:
+        logger.warning(
+            "FlexKV's CPU tier is smaller than the engine's own KV cache: what it can hold, the engine mostly holds too. "
+            "Raise cpu_cache_bytes"
+        )
+
+
+def compare_sizes(socket_dir: Path, engine_bytes: int) -> None:
+    """Says in the background how large the CPU tier is, and warns when it is smaller than the engine's own KV cache."""
+    threading.Thread(target=_compare_sizes, args=(socket_dir, engine_bytes), name="flexkv-sizes", daemon=True).start()
 
 
 def ensure_daemon(socket_dir: Path, config: str = "") -> bool:

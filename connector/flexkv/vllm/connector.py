@@ -65,6 +65,7 @@ class SchedulerSide:
             logger.warning("FlexKV is off for this engine: %s", error)
             return
         self._open(vllm_config, kv_cache_config, settings, layout.block_tables_change(spec))
+        autostart.compare_sizes(settings.socket_dir, identity.engine_cache_bytes(vllm_config, kv_cache_config))
 
     def _open(self, vllm_config: Any, kv_cache_config: Any, settings: Settings, blocks_move: bool) -> None:
         text, notes = identity.fingerprint(vllm_config, kv_cache_config)

@@ -176,6 +176,14 @@ def block_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
     return int(getattr(kv_cache_config, "hash_block_size", None) or vllm_config.cache_config.block_size)
 
 
+def engine_cache_bytes(vllm_config: Any, kv_cache_config: Any) -> int:
+    """The engine's own KV cache on all its ranks."""
+    block = sum(
+        group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in kv_cache_config.kv_cache_groups
+    )
+    return int(kv_cache_config.num_blocks * block * vllm_config.parallel_config.tensor_parallel_size)
+
+
 def engine_id(vllm_config: Any) -> tuple[int, int]:
     """128 bits that the scheduler and all ranks of one engine start agree on, and nobody else.
 

@@ -1,11 +1,12 @@
 """The reduced mode: behind the FlexKVConnectorV1 that ships inside vLLM.
 
 That shim gives us (vllm_config, role) only and forwards neither step metadata nor fences nor new requests. So lookups
-happen when the engine first asks for matched tokens; blocks are stored only when a request ends, and held by the engine until
-every rank's copy is over; the scheduler's side hands its plans to the workers over a small shared table
+happen when the engine first asks for matched tokens; blocks are stored only when a request ends, and held by the engine
+until every rank's copy is over; the scheduler's side hands its plans to the workers over a small shared table
 (flexkv/client/plan_board.h). README says what this mode lacks beside FlexKVConnector.
 
-As there, nothing raises into the engine. After an error a side takes on nothing new, but goes on settling what it promised.
+As there, nothing raises into the engine. After an error a side takes on nothing new, but goes on settling what it
+promised.
 """
 
 from __future__ import annotations
@@ -176,8 +177,10 @@ class FlexKVConnectorV1Impl:
             return
         for warning in warnings:
             logger.warning("FlexKV: %s", warning)
-        logger.info("FlexKV runs in reduced mode: blocks are stored when a request ends. For all features use "
-                    '"kv_connector":"FlexKVConnector","kv_connector_module_path":"flexkv.vllm.connector"')
+        logger.info(
+            "FlexKV runs in reduced mode: blocks are stored when a request ends. For all features use "
+            '"kv_connector":"FlexKVConnector","kv_connector_module_path":"flexkv.vllm.connector"'
+        )
         if transfer.kv_load_failure_policy == "fail" and not settings.allow_fail_policy:
             logger.info('FlexKV sets kv_load_failure_policy to "recompute" (flexkv.allow_fail_policy keeps "fail")')
             transfer.kv_load_failure_policy = "recompute"
@@ -213,15 +216,11 @@ class FlexKVConnectorV1Impl:
 
     def build_connector_meta(self, scheduler_output: Any) -> FlexKVMetadata:
         # The plan goes to the shared table; what is returned only says that there is a connector.
-        self._call(
-            self._scheduler, "build_connector_meta", lambda side: side.session.step(scheduler_output), None
-        )
+        self._call(self._scheduler, "build_connector_meta", lambda side: side.session.step(scheduler_output), None)
         return FlexKVMetadata()
 
     def update_connector_output(self, connector_output: Any) -> None:
-        self._call(
-            self._scheduler, "update_connector_output", lambda side: side.update_output(connector_output), None
-        )
+        self._call(self._scheduler, "update_connector_output", lambda side: side.update_output(connector_output), None)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         held = self._call(

@@ -174,8 +174,8 @@ def _compare_sizes(socket_dir: Path, engine_bytes: int) -> None:
     )
     if capacity < engine_bytes:
         logger.warning(
-            "FlexKV's CPU tier is smaller than the engine's own KV cache: what it can hold, the engine mostly holds too. "
-            "Raise cpu_cache_bytes"
+            "FlexKV's CPU tier is smaller than the engine's own KV cache, which mostly holds the same blocks: "
+            "raise cpu_cache_bytes"
         )
 
 

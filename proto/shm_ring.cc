@@ -14,6 +14,7 @@ namespace flexkv::shm {
 namespace {
 
 constexpr size_t kPayloadAlign = 8;
+constexpr uint64_t kWarmBytes = 256u << 10;  // of the payload area are used while the consumer keeps up
 
 size_t Padded(size_t bytes) { return (bytes + kPayloadAlign - 1) & ~(kPayloadAlign - 1); }
 
@@ -29,6 +30,13 @@ RegionView::RegionView(std::byte* base)
 bool RingProducer::ReservePayload(size_t bytes, uint64_t* position) {
   if (bytes > kMaxPayload) return false;
   uint64_t start = payload_tail_;
+  const uint64_t to_end = kPayloadBytes - start % kPayloadBytes;
+  if (start % kPayloadBytes >= kWarmBytes && to_end + bytes <= kPayloadBytes &&
+      indexes_->payload_head.load(std::memory_order_acquire) == payload_tail_) {
+    // All is consumed: go on at the start of the area, whose pages are mapped and whose lines are warm.
+    start += to_end;
+    seen_payload_head_ = payload_tail_;
+  }
   const uint64_t place = start % kPayloadBytes;
   if (place + bytes > kPayloadBytes) start += kPayloadBytes - place;  // a run never wraps
   const auto fits = [&] { return start + bytes - seen_payload_head_ <= kPayloadBytes; };

@@ -238,6 +238,7 @@ void SchedulerSession::Impl::PostLookup(SchedulerRequest* request) {
   request->lookup = LookupState::kPosted;
   request->lookup_sequence = message.sequence;
   request->lookup_posted_at = clock.Now();
+  ++stats.lookups;
 }
 
 // Waits a bounded moment for a posted lookup: spins first, then sleeps on the bell.

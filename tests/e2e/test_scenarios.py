@@ -19,9 +19,10 @@ from tiny_model import SLIDING, SMALL, Shape, make_model
 
 TOKENS = 10
 PROMPTS = [random_prompt(random.Random(100 + i), 600) for i in range(3)]
+# Filled one prompt at a time, replayed together.
 TWICE: list[list[Any]] = [
     ["ready"],
-    ["generate", PROMPTS, TOKENS],
+    *[["generate", [prompt], TOKENS] for prompt in PROMPTS],
     ["sleep", 0.3],
     ["drop_local_cache"],
     ["generate", PROMPTS, TOKENS],
@@ -43,12 +44,14 @@ def test_equal_tokens(daemon: Daemon, models_dir: Path, shape: Shape, arguments:
     plain = run_scenario(model, None, [["generate", PROMPTS, TOKENS]], enable_prefix_caching=False, **arguments)[0]
     transfer = transfer_config(daemon.socket_path, min_load_tokens=0)
     results = run_scenario(model, transfer, TWICE, num_gpu_blocks_override=100, **arguments)
-    assert results[1] == plain
-    assert results[4] == plain
+    first = [tokens for result in results[1:4] for tokens in result]
+    replayed, stats = results[6], results[7]
+    assert first == plain
+    assert replayed == plain
     reusable = 3 * (600 // arguments["block_size"]) * arguments["block_size"]
-    assert results[5]["taken_tokens"] >= reusable / 2
+    assert stats["taken_tokens"] >= reusable / 2
     needed = min(reusable, 3 * shape.sliding_window or reusable)  # what lies outside a sliding window is not loaded
-    assert results[5]["loaded_tokens"] >= needed / 2
+    assert stats["loaded_tokens"] >= needed / 2
 
 
 def test_second_engine_hits_and_replaced_weights_do_not(daemon: Daemon, models_dir: Path) -> None:
@@ -76,7 +79,7 @@ def test_autostart(models_dir: Path, tmp_path: Path) -> None:
     config.write_text('{"cpu_cache_bytes": "256MiB", "segment_bytes": "64MiB"}')
     environment = {"FLEXKV_CONFIG_PATH": str(config), "OMP_NUM_THREADS": "1"}
     results = run_scenario(model, transfer, TWICE, environment)
-    assert results[5]["loaded_tokens"] >= 3 * 576 / 2
+    assert results[7]["loaded_tokens"] >= 3 * 576 / 2
     assert is_listening(str(directory / SOCKET_NAME))
 
     flexkv = program("flexkv")

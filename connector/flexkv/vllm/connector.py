@@ -47,6 +47,44 @@ def arm_faults_once() -> None:
     arm_faults_once.done = True  # type: ignore[attr-defined]
 
 
+def _start_daemon(settings: Settings) -> None:
+    try:
+        if autostart.ensure_daemon(settings.socket_dir, settings.config_path):
+            logger.info("starting flexkvd in %s", settings.socket_dir)
+    except OSError as error:
+        logger.warning("no FlexKV daemon: %s", error)
+
+
+def _label(vllm_config: Any) -> str:
+    """What `flexkv status` shows."""
+    return f"vllm {os.path.basename(str(vllm_config.model_config.model).rstrip('/'))} pid {os.getpid()}"
+
+
+def open_scheduler(
+    vllm_config: Any, kv_cache_config: Any, settings: Settings, *, block_tables_change: bool, reduced: bool = False
+) -> _core.SchedulerSession:
+    """The session of an engine's scheduler, full or reduced; starts a daemon when none runs and settings allow it."""
+    text, notes = identity.fingerprint(vllm_config, kv_cache_config)
+    for note in notes:
+        logger.warning("FlexKV: blocks of this engine are not shared with others: %s", note)
+    if settings.autostart:
+        _start_daemon(settings)
+    return _core.SchedulerSession(
+        socket_path=settings.socket_path,
+        engine_id=identity.engine_id(vllm_config),
+        world_size=vllm_config.parallel_config.world_size,
+        tokens_per_block=identity.block_tokens(vllm_config, kv_cache_config),
+        label=_label(vllm_config),
+        fingerprint=text,
+        lookup_wait_us=settings.lookup_wait_us,
+        lookup_timeout_ms=settings.lookup_timeout_ms,
+        load_timeout_ms=settings.load_timeout_ms,
+        min_load_tokens=settings.min_load_tokens,
+        block_tables_change=block_tables_change,
+        reduced=reduced,
+    )
+
+
 class SchedulerSide:
     """The connector in the scheduler's process."""
 
@@ -64,41 +102,9 @@ class SchedulerSide:
         except layout.UnknownLayoutError as error:
             logger.warning("FlexKV is off for this engine: %s", error)
             return
-        self._open(vllm_config, kv_cache_config, settings, layout.block_tables_change(spec))
+        moves = layout.block_tables_change(spec)
+        self._session = open_scheduler(vllm_config, kv_cache_config, settings, block_tables_change=moves)
         autostart.compare_sizes(settings.socket_dir, identity.engine_cache_bytes(vllm_config, kv_cache_config))
-
-    def _open(self, vllm_config: Any, kv_cache_config: Any, settings: Settings, blocks_move: bool) -> None:
-        text, notes = identity.fingerprint(vllm_config, kv_cache_config)
-        for note in notes:
-            logger.warning("FlexKV: blocks of this engine are not shared with others: %s", note)
-        if settings.autostart:
-            self.start_daemon(settings)
-        self._session = _core.SchedulerSession(
-            socket_path=settings.socket_path,
-            engine_id=identity.engine_id(vllm_config),
-            world_size=vllm_config.parallel_config.world_size,
-            tokens_per_block=identity.block_tokens(vllm_config, kv_cache_config),
-            label=self.label(vllm_config),
-            fingerprint=text,
-            lookup_wait_us=settings.lookup_wait_us,
-            lookup_timeout_ms=settings.lookup_timeout_ms,
-            load_timeout_ms=settings.load_timeout_ms,
-            min_load_tokens=settings.min_load_tokens,
-            block_tables_change=blocks_move,
-        )
-
-    @staticmethod
-    def start_daemon(settings: Settings) -> None:
-        try:
-            if autostart.ensure_daemon(settings.socket_dir, settings.config_path):
-                logger.info("starting flexkvd in %s", settings.socket_dir)
-        except OSError as error:
-            logger.warning("no FlexKV daemon: %s", error)
-
-    @staticmethod
-    def label(vllm_config: Any) -> str:
-        """What `flexkv status` shows."""
-        return f"vllm {os.path.basename(str(vllm_config.model_config.model).rstrip('/'))} pid {os.getpid()}"
 
     @property
     def session(self) -> _core.SchedulerSession | None:

@@ -19,9 +19,9 @@ from vllm.logger import init_logger
 
 from flexkv import _core
 from flexkv.vllm import compat, identity, layout
-from flexkv.vllm.connector import FlexKVMetadata, SchedulerSide, arm_faults_once
+from flexkv.vllm.connector import FlexKVMetadata, arm_faults_once, open_scheduler
 from flexkv.vllm.settings import Settings, read_settings
-from flexkv.vllm.stats import WORKER_COUNTERS, FlexKVStats, Increments
+from flexkv.vllm.stats import FlexKVStats
 
 if TYPE_CHECKING:
     import torch
@@ -38,25 +38,7 @@ class ReducedScheduler:
         self._failed: set[str] = set()
         # Specifications of the KV groups are not ours to see here; the workers' layouts tell namespaces apart.
         blind = SimpleNamespace(kv_cache_groups=[], hash_block_size=None, kv_cache_layout="reduced")
-        text, notes = identity.fingerprint(vllm_config, blind)
-        for note in notes:
-            logger.warning("FlexKV: blocks of this engine are not shared with others: %s", note)
-        if settings.autostart:
-            SchedulerSide.start_daemon(settings)
-        self.session = _core.SchedulerSession(
-            socket_path=settings.socket_path,
-            engine_id=identity.engine_id(vllm_config),
-            world_size=vllm_config.parallel_config.world_size,
-            tokens_per_block=identity.block_tokens(vllm_config, blind),
-            label=SchedulerSide.label(vllm_config),
-            fingerprint=text,
-            lookup_wait_us=settings.lookup_wait_us,
-            lookup_timeout_ms=settings.lookup_timeout_ms,
-            load_timeout_ms=settings.load_timeout_ms,
-            min_load_tokens=settings.min_load_tokens,
-            block_tables_change=False,
-            reduced=True,
-        )
+        self.session = open_scheduler(vllm_config, blind, settings, block_tables_change=False, reduced=True)
 
     def fail(self, hook: str, error: Exception) -> None:
         if not self._off:
@@ -100,7 +82,6 @@ class ReducedWorker:
         self.session = _core.WorkerSession()
         self._failed_blocks: set[int] = set()
         self._errors = 0
-        self._increments = Increments(WORKER_COUNTERS)
 
     def fail(self, hook: str, error: Exception) -> None:
         self._errors += 1

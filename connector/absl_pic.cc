@@ -1,7 +1,8 @@
-// Three of abseil's archive members in Debian 12 (cordz_functions, raw_hash_set, sysinfo) are compiled for executables only:
-// their thread-local variables are addressed in a way that no shared object may use. The module links abseil
-// statically (it must not pull shared libraries of its own into the engine), so those are defined here, from abseil's own
-// declarations. A member whose symbols are all defined already is never taken from its archive.
+// Three of abseil's archive members in Debian 12 (cordz_functions, raw_hash_set, sysinfo) are
+// compiled for executables only: their thread-local variables are addressed in a way that no shared
+// object may use. The module links abseil statically (it must not pull shared libraries of its own
+// into the engine), so those are defined here, from abseil's own declarations. A member whose
+// symbols are all defined already is never taken from its archive.
 #include <unistd.h>
 
 #include <cstdint>
@@ -15,7 +16,8 @@
 #include "absl/strings/internal/cordz_functions.h"
 
 #if ABSL_LTS_RELEASE_VERSION != 20220623
-#error "absl_pic.cc repeats internals of abseil 20220623; check it against this version (it may no longer be needed)"
+#error \
+    "absl_pic.cc repeats internals of abseil 20220623; check it against this version (it may no longer be needed)"
 #endif
 
 namespace absl {
@@ -24,7 +26,9 @@ ABSL_NAMESPACE_BEGIN
 namespace base_internal {
 
 int NumCPUs() { return static_cast<int>(std::thread::hardware_concurrency()); }
-double NominalCPUFrequency() { return 1.0; }  // only scales the cycle clock, which nothing here reads
+double NominalCPUFrequency() {
+  return 1.0;
+}  // only scales the cycle clock, which nothing here reads
 pid_t GetTID() { return gettid(); }
 pid_t GetCachedTID() {
   thread_local const pid_t thread_id = gettid();

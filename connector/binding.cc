@@ -16,14 +16,17 @@ namespace flexkv::python {
 namespace {
 
 using EngineId = std::pair<uint64_t, uint64_t>;
-// layer, address of the first element, bytes per element, shape, strides in elements, block dimension
-using Tensor = std::tuple<std::string, uintptr_t, uint32_t, std::vector<int64_t>, std::vector<int64_t>, uint32_t>;
+// layer, address of the first element, bytes per element, shape, strides in elements, block
+// dimension
+using Tensor = std::tuple<std::string, uintptr_t, uint32_t, std::vector<int64_t>,
+                          std::vector<int64_t>, uint32_t>;
 
-SchedulerOptions MakeSchedulerOptions(std::string socket_path, EngineId engine_id, uint32_t world_size,
-                                      uint32_t tokens_per_block, std::string label,
-                                      std::string fingerprint, uint32_t lookup_wait_us,
-                                      uint32_t lookup_timeout_ms, uint32_t load_timeout_ms,
-                                      int32_t min_load_tokens, bool block_tables_change, bool reduced) {
+SchedulerOptions MakeSchedulerOptions(std::string socket_path, EngineId engine_id,
+                                      uint32_t world_size, uint32_t tokens_per_block,
+                                      std::string label, std::string fingerprint,
+                                      uint32_t lookup_wait_us, uint32_t lookup_timeout_ms,
+                                      uint32_t load_timeout_ms, int32_t min_load_tokens,
+                                      bool block_tables_change, bool reduced) {
   SchedulerOptions options;
   options.reduced = reduced;
   options.socket_path = std::move(socket_path);
@@ -90,8 +93,8 @@ void BindScheduler(nb::module_& module) {
       .def("step", &PyScheduler::Step, nb::arg("scheduler_output"))
       .def("load_ended", &PyScheduler::LoadEnded, nb::arg("request_id"), nb::arg("failed"))
       .def("request_finished", &PyScheduler::RequestFinished, nb::arg("request_id"))
-      .def("finish_with_store", &PyScheduler::FinishWithStore, nb::arg("request"), nb::arg("block_ids"),
-           nb::arg("num_computed_tokens"))
+      .def("finish_with_store", &PyScheduler::FinishWithStore, nb::arg("request"),
+           nb::arg("block_ids"), nb::arg("num_computed_tokens"))
       .def("load_outstanding", &PyScheduler::LoadOutstanding, nb::arg("request_id"))
       .def("loads_into", &PyScheduler::LoadsInto, nb::arg("block_ids"))
       .def("undelivered_loads", &PyScheduler::UndeliveredLoads)
@@ -106,7 +109,8 @@ void BindWorker(nb::module_& module) {
       .def(nb::init<>())
       .def("open", &OpenWorker, nb::kw_only(), nb::arg("socket_path"), nb::arg("engine_id"),
            nb::arg("rank"), nb::arg("world_size"), nb::arg("load_timeout_ms"),
-           nb::arg("tokens_per_block"), nb::arg("tensors"), nb::arg("descriptor"), nb::arg("reduced") = false)
+           nb::arg("tokens_per_block"), nb::arg("tensors"), nb::arg("descriptor"),
+           nb::arg("reduced") = false)
       .def("fence", &PyWorker::Fence, nb::arg("plan"))
       .def("bind", &PyWorker::Bind, nb::arg("plan"))
       .def("step_done", &PyWorker::StepDone)
@@ -126,8 +130,10 @@ NB_MODULE(_core, module) {
   flexkv::python::BindScheduler(module);
   flexkv::python::BindWorker(module);
   module.def("arm_faults", &flexkv::python::Arm, nanobind::arg("spec"));
-  module.def("fault_count", [](std::string_view name) { return flexkv::FaultCount(name); },
-             nanobind::arg("name"));
-  // Sessions live as long as the engine; when the interpreter goes down with one still open, that is no leak to report.
+  module.def(
+      "fault_count", [](std::string_view name) { return flexkv::FaultCount(name); },
+      nanobind::arg("name"));
+  // Sessions live as long as the engine; when the interpreter goes down with one still open, that
+  // is no leak to report.
   nanobind::set_leak_warnings(false);
 }

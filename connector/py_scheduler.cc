@@ -63,7 +63,8 @@ nb::object Scheduled(nb::handle num_scheduled, nb::handle id) {
 
 // --- RequestHashes ------------------------------------------------------------------------------
 
-RequestHashes::RequestHashes() : name_block_hashes_(nb::steal(PyUnicode_InternFromString("block_hashes"))) {}
+RequestHashes::RequestHashes()
+    : name_block_hashes_(nb::steal(PyUnicode_InternFromString("block_hashes"))) {}
 
 void RequestHashes::Add(std::string id, nb::handle request, bool cacheable) {
   requests_[std::move(id)] = Entry{nb::borrow(request), cacheable};
@@ -123,13 +124,14 @@ struct PyScheduler::Names {
              scheduled_cached_reqs = Intern("scheduled_cached_reqs"),
              num_scheduled_tokens = Intern("num_scheduled_tokens"),
              total_num_scheduled_tokens = Intern("total_num_scheduled_tokens"),
-             req_id = Intern("req_id"), req_ids = Intern("req_ids"), block_ids = Intern("block_ids"),
-             num_computed_tokens = Intern("num_computed_tokens"),
+             req_id = Intern("req_id"), req_ids = Intern("req_ids"),
+             block_ids = Intern("block_ids"), num_computed_tokens = Intern("num_computed_tokens"),
              resumed_req_ids = Intern("resumed_req_ids"), new_block_ids = Intern("new_block_ids");
 };
 
 PyScheduler::PyScheduler(const SchedulerOptions& options) : names_(std::make_unique<Names>()) {
-  absl::StatusOr<std::unique_ptr<SchedulerSession>> session = SchedulerSession::Open(options, &hashes_);
+  absl::StatusOr<std::unique_ptr<SchedulerSession>> session =
+      SchedulerSession::Open(options, &hashes_);
   if (!session.ok()) throw nb::value_error(std::string(session.status().message()).c_str());
   session_ = *std::move(session);
 }
@@ -156,13 +158,14 @@ void PyScheduler::NewRequest(nb::handle request, bool cacheable) {
 
 nb::object PyScheduler::MatchedTokens(nb::handle request, uint32_t num_computed_tokens) {
   const nb::object id = Attribute(request, names_->request_id);
-  const int64_t tokens = session()->MatchedTokens(
-      Text(id), num_computed_tokens, Number(Attribute(request, names_->num_tokens)));
+  const int64_t tokens = session()->MatchedTokens(Text(id), num_computed_tokens,
+                                                  Number(Attribute(request, names_->num_tokens)));
   if (tokens == SchedulerSession::kAskAgain) return nb::none();
   return nb::int_(tokens);
 }
 
-void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks, uint32_t num_external_tokens) {
+void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks,
+                                  uint32_t num_external_tokens) {
   const nb::object id = Attribute(request, names_->request_id);
   const std::string_view text = Text(id);
   if (num_external_tokens == 0) {  // scheduled in this very step, which brings the block ids
@@ -173,8 +176,8 @@ void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks, uint32_
   if (!PyTuple_Check(groups.ptr()) || PyTuple_GET_SIZE(groups.ptr()) != 1) {
     throw nb::type_error("blocks of one KV cache group expected");
   }
-  const nb::object sequence =
-      nb::steal(PySequence_Fast(PyTuple_GET_ITEM(groups.ptr(), 0), "a sequence of blocks expected"));
+  const nb::object sequence = nb::steal(
+      PySequence_Fast(PyTuple_GET_ITEM(groups.ptr(), 0), "a sequence of blocks expected"));
   if (!sequence.is_valid()) nb::raise_python_error();
   const Py_ssize_t size = PySequence_Fast_GET_SIZE(sequence.ptr());
   PyObject** items = PySequence_Fast_ITEMS(sequence.ptr());
@@ -187,8 +190,8 @@ void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks, uint32_
 
 uint32_t PyScheduler::BlockId(nb::handle block) {
   if (Py_TYPE(block.ptr()) != block_type_) {
-    const nb::object descriptor = nb::steal(
-        PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(block.ptr())), names_->block_id.ptr()));
+    const nb::object descriptor = nb::steal(PyObject_GetAttr(
+        reinterpret_cast<PyObject*>(Py_TYPE(block.ptr())), names_->block_id.ptr()));
     if (!descriptor.is_valid() || Py_TYPE(descriptor.ptr()) != &PyMemberDescr_Type) {
       PyErr_Clear();
       return Number(Attribute(block, names_->block_id));
@@ -198,7 +201,8 @@ uint32_t PyScheduler::BlockId(nb::handle block) {
     block_type_ = Py_TYPE(block.ptr());
     block_id_offset_ = member->offset;
   }
-  PyObject* id = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(block.ptr()) + block_id_offset_);
+  PyObject* id =
+      *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(block.ptr()) + block_id_offset_);
   if (id == nullptr) throw nb::value_error("a block without an id");
   return Number(id);
 }
@@ -240,7 +244,8 @@ void PyScheduler::StepCached(nb::handle cached, nb::handle num_scheduled) {
 nb::bytes PyScheduler::Step(nb::handle output) {
   SchedulerSession* session = this->session();
   const nb::object num_scheduled = Attribute(output, names_->num_scheduled_tokens);
-  if (!PyDict_Check(num_scheduled.ptr())) throw nb::type_error("a dict of scheduled tokens expected");
+  if (!PyDict_Check(num_scheduled.ptr()))
+    throw nb::type_error("a dict of scheduled tokens expected");
   const nb::list new_requests = CheckedList(Attribute(output, names_->scheduled_new_reqs));
   session->BeginStep(Number(Attribute(output, names_->total_num_scheduled_tokens)));
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(new_requests.ptr()); ++i) {

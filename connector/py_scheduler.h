@@ -1,9 +1,10 @@
-// SchedulerSession as Python sees it: takes the engine's own objects (Request, SchedulerOutput, KVCacheBlocks) and loops
-// over them here, so that the Python side of a step is a handful of calls, however many requests run.
+// SchedulerSession as Python sees it: takes the engine's own objects (Request, SchedulerOutput,
+// KVCacheBlocks) and loops over them here, so that the Python side of a step is a handful of calls,
+// however many requests run.
 //
-// The interpreter lock is held throughout, except where a call may wait for milliseconds (ResetCache, WaitReady, Close).
-// MatchedTokens waits at most `lookup_wait_us`: giving the lock up for that and taking it back can cost a whole
-// switch interval (5 ms) when another thread computes.
+// The interpreter lock is held throughout, except where a call may wait for milliseconds
+// (ResetCache, WaitReady, Close). MatchedTokens waits at most `lookup_wait_us`: giving the lock up
+// for that and taking it back can cost a whole switch interval (5 ms) when another thread computes.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -57,7 +58,8 @@ class PyScheduler {
   explicit PyScheduler(const SchedulerOptions& options);
   ~PyScheduler();
 
-  // Where the block table of a request is asked for (engines that give blocks of running requests back).
+  // Where the block table of a request is asked for (engines that give blocks of running requests
+  // back).
   void SetBlockTable(nb::object block_ids_of) { hashes_.SetBlockTable(std::move(block_ids_of)); }
   void NewRequest(nb::handle request, bool cacheable);
   // Tokens that can be loaded; None: ask again.
@@ -69,7 +71,8 @@ class PyScheduler {
   void LoadEnded(std::string_view id, bool failed);
   void RequestFinished(std::string_view id);
   // Reduced mode: see SchedulerSession.
-  bool FinishWithStore(nb::handle request, const std::vector<uint32_t>& block_ids, uint32_t num_computed_tokens);
+  bool FinishWithStore(nb::handle request, const std::vector<uint32_t>& block_ids,
+                       uint32_t num_computed_tokens);
   bool LoadOutstanding(std::string_view id) const { return session()->LoadOutstanding(id); }
   // Requests with a load under way into any of these GPU blocks.
   std::vector<std::string> LoadsInto(const std::vector<uint32_t>& block_ids) const;
@@ -88,7 +91,8 @@ class PyScheduler {
   SchedulerSession* session() const;
 
   std::unique_ptr<Names> names_;
-  // Where KVCacheBlock keeps its block_id, once looked up: its slots lie at fixed offsets, and a request has hundreds.
+  // Where KVCacheBlock keeps its block_id, once looked up: its slots lie at fixed offsets, and a
+  // request has hundreds.
   PyTypeObject* block_type_ = nullptr;
   Py_ssize_t block_id_offset_ = 0;
   RequestHashes hashes_;  // outlives the session

@@ -13,7 +13,8 @@ std::span<const std::byte> View(const nb::bytes& bytes) {
 PlanHeader Header(std::span<const std::byte> plan) {
   PlanHeader header;
   header.num_fences = header.num_ops = 0;
-  if (plan.size() >= sizeof(header)) std::memcpy(static_cast<void*>(&header), plan.data(), sizeof(header));
+  if (plan.size() >= sizeof(header))
+    std::memcpy(static_cast<void*>(&header), plan.data(), sizeof(header));
   return header;
 }
 
@@ -32,7 +33,8 @@ void PyWorker::Open(const WorkerOptions& options, const std::vector<TensorView>&
   KvLayout layout;
   layout.groups.push_back(*std::move(group));
   layout.descriptor = std::move(descriptor);
-  absl::StatusOr<std::unique_ptr<WorkerSession>> session = WorkerSession::Open(options, std::move(layout));
+  absl::StatusOr<std::unique_ptr<WorkerSession>> session =
+      WorkerSession::Open(options, std::move(layout));
   if (!session.ok()) throw nb::value_error(std::string(session.status().message()).c_str());
   session_ = *std::move(session);
   reduced_ = options.reduced;
@@ -84,7 +86,8 @@ std::pair<std::vector<std::string>, std::vector<uint32_t>> PyWorker::Poll() {
   session_->Poll(&report_);
   ended_stores_.insert(ended_stores_.end(), report_.stores.begin(), report_.stores.end());
   for (std::string& id : report_.loads) {
-    if (loads_.erase(id) != 0 || reduced_) ended.first.push_back(std::move(id));  // else reported before: never twice
+    if (loads_.erase(id) != 0 || reduced_)
+      ended.first.push_back(std::move(id));  // else reported before: never twice
   }
   ended.second.insert(ended.second.end(), report_.failed_block_ids.begin(),
                       report_.failed_block_ids.end());

@@ -50,7 +50,8 @@ absl::StatusOr<UniqueFd> ListenPacketSocket(const std::string& path, int backlog
   if (!address.ok()) return address.status();
   absl::StatusOr<UniqueFd> fd = NewSocket();
   if (!fd.ok()) return fd.status();
-  // The mode is set before anybody can connect: fchmod on the socket decides the mode of the bound path.
+  // The mode is set before anybody can connect: fchmod on the socket decides the mode of the bound
+  // path.
   if (fchmod(fd->get(), 0600) != 0) return absl::ErrnoToStatus(errno, "fchmod of a socket");
   if (bind(fd->get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(*address)) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("bind to ", path));
@@ -77,7 +78,8 @@ absl::Status SendPacket(int socket, std::span<const std::byte> bytes, std::span<
   }
   while (sendmsg(socket, &message, MSG_NOSIGNAL) < 0) {
     if (errno == EINTR) continue;
-    if (errno == EAGAIN || errno == EWOULDBLOCK) return absl::UnavailableError("the socket is full");
+    if (errno == EAGAIN || errno == EWOULDBLOCK)
+      return absl::UnavailableError("the socket is full");
     if (errno == EPIPE || errno == ECONNRESET) return absl::AbortedError("the peer is gone");
     return absl::ErrnoToStatus(errno, "sendmsg");
   }
@@ -98,7 +100,8 @@ absl::StatusOr<Packet> ReceivePacket(int socket, size_t max_bytes, int timeout_m
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
-  // A peer that closes with packets of ours unread leaves ECONNRESET in front of the last packets it sent: read past it.
+  // A peer that closes with packets of ours unread leaves ECONNRESET in front of the last packets
+  // it sent: read past it.
   ssize_t got = 0;
   bool was_reset = false;
   while ((got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)) < 0) {

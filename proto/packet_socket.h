@@ -1,4 +1,5 @@
-// The handshake socket: SOCK_SEQPACKET over a Unix path, packets of plain structs, descriptors by SCM_RIGHTS.
+// The handshake socket: SOCK_SEQPACKET over a Unix path, packets of plain structs, descriptors by
+// SCM_RIGHTS.
 #pragma once
 
 #include <cstddef>
@@ -13,21 +14,25 @@
 
 namespace flexkv::shm {
 
-// Connects; non-blocking afterwards. Unavailable: nobody listens there. InvalidArgument: the path is too long.
+// Connects; non-blocking afterwards. Unavailable: nobody listens there. InvalidArgument: the path
+// is too long.
 absl::StatusOr<UniqueFd> ConnectPacketSocket(const std::string& path);
 // Binds (mode 0600) and listens; the path must not exist. Non-blocking.
 absl::StatusOr<UniqueFd> ListenPacketSocket(const std::string& path, int backlog);
 
-// One packet with up to kMaxPacketFds descriptors. Unavailable: would block. Aborted: the peer is gone.
+// One packet with up to kMaxPacketFds descriptors. Unavailable: would block. Aborted: the peer is
+// gone.
 inline constexpr int kMaxPacketFds = 4;
-absl::Status SendPacket(int socket, std::span<const std::byte> bytes, std::span<const int> fds = {});
+absl::Status SendPacket(int socket, std::span<const std::byte> bytes,
+                        std::span<const int> fds = {});
 
 struct Packet {
   std::vector<std::byte> bytes;
   std::vector<UniqueFd> fds;
 };
-// Waits at most timeout_ms (0 = does not wait) for one packet of at most max_bytes. Unavailable: none came. Aborted: the peer closed.
-// DataLoss: truncated packet or too many descriptors (they are closed).
+// Waits at most timeout_ms (0 = does not wait) for one packet of at most max_bytes. Unavailable:
+// none came. Aborted: the peer closed. DataLoss: truncated packet or too many descriptors (they are
+// closed).
 absl::StatusOr<Packet> ReceivePacket(int socket, size_t max_bytes, int timeout_ms);
 
 template <typename T>

@@ -1,14 +1,15 @@
-// Shared-memory and handshake formats between flexkvd and its clients. Plain structs, little-endian,
-// fixed sizes asserted below. proto/README.md explains every field; change kProtocolVersion with any change here.
+// Shared-memory and handshake formats between flexkvd and its clients. Plain structs,
+// little-endian, fixed sizes asserted below. proto/README.md explains every field; change
+// kProtocolVersion with any change here.
 //
 // Per client the daemon makes one sealed memfd (the *client region*):
 //   [RegionHeader][request ring][completion ring][request payload][completion payload]
-// Requests go client -> daemon, completions daemon -> client. Each direction is single producer, single consumer.
-// A message is one 64-byte slot and, for bulk data, a run of bytes in that direction's payload area. Payload
-// positions rise for ever (position mod area size is the place; a run never wraps: the producer skips to the
-// start when it does not fit before the end). The consumer copies out, then validates, then frees by storing
-// payload_head.
-// One further memfd, the *doorbell page*, is shared by all clients of a daemon: it wakes the control thread.
+// Requests go client -> daemon, completions daemon -> client. Each direction is single producer,
+// single consumer. A message is one 64-byte slot and, for bulk data, a run of bytes in that
+// direction's payload area. Payload positions rise for ever (position mod area size is the place; a
+// run never wraps: the producer skips to the start when it does not fit before the end). The
+// consumer copies out, then validates, then frees by storing payload_head. One further memfd, the
+// *doorbell page*, is shared by all clients of a daemon: it wakes the control thread.
 #pragma once
 
 #include <atomic>
@@ -19,10 +20,10 @@
 namespace flexkv::shm {
 
 inline constexpr uint32_t kProtocolVersion = 1;
-inline constexpr uint64_t kRegionMagic = 0x31564b58454c46ull;   // "FLEXKV1"
-inline constexpr uint32_t kRingSlots = 1024;                     // per direction; power of two
-inline constexpr uint32_t kPayloadBytes = 4u << 20;              // per direction; power of two
-inline constexpr uint32_t kMaxPayload = 1u << 20;                // one message
+inline constexpr uint64_t kRegionMagic = 0x31564b58454c46ull;  // "FLEXKV1"
+inline constexpr uint32_t kRingSlots = 1024;                   // per direction; power of two
+inline constexpr uint32_t kPayloadBytes = 4u << 20;            // per direction; power of two
+inline constexpr uint32_t kMaxPayload = 1u << 20;              // one message
 inline constexpr uint32_t kMaxHashesPerMessage = kMaxPayload / sizeof(BlockHash);
 
 enum class Role : uint32_t { kScheduler = 1, kWorker = 2 };
@@ -30,75 +31,82 @@ enum class Role : uint32_t { kScheduler = 1, kWorker = 2 };
 enum class MessageType : uint32_t {
   kNone = 0,
   // scheduler -> daemon
-  kLookup = 1,       // request, first, count + payload count * BlockHash
-  kLoad = 2,         // request, op, lease, first, count
-  kPut = 3,          // request, op, first, count, suffix_first (in `lease` field), payload n * BlockHash
-  kReleaseLease = 4, // request, lease
-  kEndRequest = 5,   // request
-  kReset = 6,        // request = caller's number
-  kRecordGet = 7,    // payload: GetRecordBody
-  kEngineStats = 8,  // payload: EngineStatsBody
+  kLookup = 1,  // request, first, count + payload count * BlockHash
+  kLoad = 2,    // request, op, lease, first, count
+  kPut = 3,     // request, op, first, count, suffix_first (in `lease` field), payload n * BlockHash
+  kReleaseLease = 4,  // request, lease
+  kEndRequest = 5,    // request
+  kReset = 6,         // request = caller's number
+  kRecordGet = 7,     // payload: GetRecordBody
+  kEngineStats = 8,   // payload: EngineStatsBody
   // worker -> daemon
-  kOpDone = 16,      // op, status, count = failed positions + payload count * uint32 (position in the op's blocks)
+  kOpDone = 16,  // op, status, count = failed positions + payload count * uint32 (position in the
+                 // op's blocks)
   // daemon -> scheduler
-  kLookupReply = 32, // request, first = matched blocks, lease, status; sequence = that of the request
-  kPutReply = 33,    // op, first = held, count = accepted, lease = refused
-  kOpEnded = 34,     // op, status, first = ok blocks, count = failed blocks, route
-  kResetReply = 35,  // request = caller's number, status
-  kEngineReady = 36, // first = 1: all ranks attached under this boot id; 0: not (any more)
+  kLookupReply =
+      32,          // request, first = matched blocks, lease, status; sequence = that of the request
+  kPutReply = 33,  // op, first = held, count = accepted, lease = refused
+  kOpEnded = 34,   // op, status, first = ok blocks, count = failed blocks, route
+  kResetReply = 35,   // request = caller's number, status
+  kEngineReady = 36,  // first = 1: all ranks attached under this boot id; 0: not (any more)
   // daemon -> worker
-  kOp = 48,          // op, route, count blocks + payload count * OpBlock
-  kRefuseOp = 49,    // op, route
+  kOp = 48,        // op, route, count blocks + payload count * OpBlock
+  kRefuseOp = 49,  // op, route
 };
 
 enum class WireStatus : uint32_t { kOk = 0, kPartial = 1, kFailed = 2, kRefused = 3, kInvalid = 4 };
 
 struct Message {
-  uint32_t type = 0;       // MessageType
-  uint32_t sequence = 0;   // set by the producer, echoed in replies
+  uint32_t type = 0;      // MessageType
+  uint32_t sequence = 0;  // set by the producer, echoed in replies
   uint64_t request = 0;
   uint64_t op = 0;
   uint64_t lease = 0;
   uint32_t first = 0;
   uint32_t count = 0;
-  uint32_t status = 0;     // WireStatus
-  uint32_t route = 0;      // Route
+  uint32_t status = 0;            // WireStatus
+  uint32_t route = 0;             // Route
   uint64_t payload_position = 0;  // where its payload starts (undefined when payload_bytes is 0)
   uint32_t payload_bytes = 0;
-  // Low 32 bits of (position of this message + 1), stored last with release order: the consumer polls the stamp of
-  // the slot it expects next, so one cache line carries a small message from core to core.
+  // Low 32 bits of (position of this message + 1), stored last with release order: the consumer
+  // polls the stamp of the slot it expects next, so one cache line carries a small message from
+  // core to core.
   uint32_t stamp = 0;
 };
 static_assert(sizeof(Message) == 64);
 
-struct OpBlock {           // one block's shard in the arena
+struct OpBlock {  // one block's shard in the arena
   uint32_t segment = 0;
   uint32_t engine_index = 0;
   uint64_t offset_bytes = 0;
 };
 static_assert(sizeof(OpBlock) == 16);
 
-struct GetRecordBody {     // see CacheManager::GetRecord; tokens
+struct GetRecordBody {  // see CacheManager::GetRecord; tokens
   uint32_t prompt = 0, engine_matched = 0, offered = 0, taken = 0, loaded = 0, failed = 0;
 };
 static_assert(sizeof(GetRecordBody) == 24);
 
-struct EngineStatsBody {   // shown by `flexkv status`; rates are the scheduler client's running estimates
+struct EngineStatsBody {  // shown by `flexkv status`; rates are the scheduler client's running
+                          // estimates
   double prefill_tokens_per_s = 0, step_ms = 0, load_tokens_per_s = 0;
-  uint64_t min_load_tokens = 0, lookup_timeouts = 0, load_failures = 0, breaker_opens = 0, swallowed_errors = 0;
+  uint64_t min_load_tokens = 0, lookup_timeouts = 0, load_failures = 0, breaker_opens = 0,
+           swallowed_errors = 0;
 };
 static_assert(sizeof(EngineStatsBody) == 64);
 
-// What the consumer of one direction publishes: how far it has read. Only the producer looks at it, and only when it
-// believes the ring to be full.
+// What the consumer of one direction publishes: how far it has read. Only the producer looks at it,
+// and only when it believes the ring to be full.
 struct alignas(64) RingIndexes {
-  std::atomic<uint64_t> head;          // messages consumed
-  std::atomic<uint64_t> payload_head;  // payload bytes consumed (a position: gaps before a wrap count)
+  std::atomic<uint64_t> head;  // messages consumed
+  std::atomic<uint64_t>
+      payload_head;  // payload bytes consumed (a position: gaps before a wrap count)
 };
 static_assert(sizeof(RingIndexes) == 64);
 
-// Wakes one sleeper. To ring (after publishing the work): full fence, and when `sleeping` is set bump `value` and
-// FUTEX_WAKE. To sleep: read value, set sleeping, look for work once more, FUTEX_WAIT on the value read, clear sleeping.
+// Wakes one sleeper. To ring (after publishing the work): full fence, and when `sleeping` is set
+// bump `value` and FUTEX_WAKE. To sleep: read value, set sleeping, look for work once more,
+// FUTEX_WAIT on the value read, clear sleeping.
 struct alignas(64) Bell {
   std::atomic<uint32_t> value;
   std::atomic<uint32_t> sleeping;
@@ -111,44 +119,48 @@ struct RegionHeader {
   uint32_t ring_slots = 0;
   uint32_t payload_bytes = 0;
   uint32_t reserved = 0;
-  uint64_t boot_id = 0;             // of the daemon that made the region, never 0
+  uint64_t boot_id = 0;  // of the daemon that made the region, never 0
   uint64_t client_id = 0;
-  RingIndexes requests;             // client -> daemon
-  RingIndexes completions;          // daemon -> client
-  Bell client_bell;                 // rung by the daemon after completions
+  RingIndexes requests;     // client -> daemon
+  RingIndexes completions;  // daemon -> client
+  Bell client_bell;         // rung by the daemon after completions
 };
 
 inline constexpr uint64_t kRequestRingOffset = 4096;
-inline constexpr uint64_t kCompletionRingOffset = kRequestRingOffset + uint64_t{kRingSlots} * sizeof(Message);
-inline constexpr uint64_t kRequestPayloadOffset = kCompletionRingOffset + uint64_t{kRingSlots} * sizeof(Message);
+inline constexpr uint64_t kCompletionRingOffset =
+    kRequestRingOffset + uint64_t{kRingSlots} * sizeof(Message);
+inline constexpr uint64_t kRequestPayloadOffset =
+    kCompletionRingOffset + uint64_t{kRingSlots} * sizeof(Message);
 inline constexpr uint64_t kCompletionPayloadOffset = kRequestPayloadOffset + kPayloadBytes;
 inline constexpr uint64_t kRegionBytes = kCompletionPayloadOffset + kPayloadBytes;
 static_assert(sizeof(RegionHeader) <= kRequestRingOffset);
 
-// --- handshake: SOCK_SEQPACKET Unix socket, one struct per packet, descriptors by SCM_RIGHTS -----------------
+// --- handshake: SOCK_SEQPACKET Unix socket, one struct per packet, descriptors by SCM_RIGHTS
+// -----------------
 
 enum class PacketType : uint32_t {
-  kHello = 1,          // client -> daemon, followed in the same packet by `text_bytes` of text
-  kWelcome = 2,        // daemon -> client, descriptors: [client region, doorbell page]
-  kReject = 3,         // daemon -> client, followed by a sentence; then the connection closes
-  kSegment = 4,        // daemon -> worker, one descriptor: the segment's memfd
-  kSegmentGone = 5,    // daemon -> worker: unmap once no op uses it
-  kGoodbye = 6,        // client -> daemon: no thread of this client copies any more
+  kHello = 1,        // client -> daemon, followed in the same packet by `text_bytes` of text
+  kWelcome = 2,      // daemon -> client, descriptors: [client region, doorbell page]
+  kReject = 3,       // daemon -> client, followed by a sentence; then the connection closes
+  kSegment = 4,      // daemon -> worker, one descriptor: the segment's memfd
+  kSegmentGone = 5,  // daemon -> worker: unmap once no op uses it
+  kGoodbye = 6,      // client -> daemon: no thread of this client copies any more
 };
 
 inline constexpr uint32_t kMaxHelloText = 256u << 10;
 
 struct Hello {
-  uint32_t type = 0;             // PacketType::kHello
-  uint32_t version = 0;          // kProtocolVersion
-  uint32_t role = 0;             // Role
-  uint32_t rank = 0;             // worker: 0..world_size-1
+  uint32_t type = 0;     // PacketType::kHello
+  uint32_t version = 0;  // kProtocolVersion
+  uint32_t role = 0;     // Role
+  uint32_t rank = 0;     // worker: 0..world_size-1
   uint32_t world_size = 0;
   uint32_t tokens_per_block = 0;
-  uint64_t engine_id[2] = {};    // the same for the scheduler and all ranks of one engine, random per engine start
-  uint64_t shard_bytes = 0;      // worker: bytes of one block on this rank
-  uint64_t pid = 0;              // checked against SO_PEERCRED
-  uint32_t text_bytes = 0;       // scheduler: label '\0' fingerprint text; worker: layout descriptor
+  uint64_t engine_id[2] =
+      {};  // the same for the scheduler and all ranks of one engine, random per engine start
+  uint64_t shard_bytes = 0;  // worker: bytes of one block on this rank
+  uint64_t pid = 0;          // checked against SO_PEERCRED
+  uint32_t text_bytes = 0;   // scheduler: label '\0' fingerprint text; worker: layout descriptor
   uint32_t reserved = 0;
 };
 static_assert(sizeof(Hello) == 64);

@@ -14,7 +14,8 @@ namespace flexkv::shm {
 namespace {
 
 constexpr size_t kPayloadAlign = 8;
-constexpr uint64_t kWarmBytes = 256u << 10;  // of the payload area are used while the consumer keeps up
+constexpr uint64_t kWarmBytes = 256u
+                                << 10;  // of the payload area are used while the consumer keeps up
 
 size_t Padded(size_t bytes) { return (bytes + kPayloadAlign - 1) & ~(kPayloadAlign - 1); }
 
@@ -33,7 +34,8 @@ bool RingProducer::ReservePayload(size_t bytes, uint64_t* position) {
   const uint64_t to_end = kPayloadBytes - start % kPayloadBytes;
   if (start % kPayloadBytes >= kWarmBytes && to_end + bytes <= kPayloadBytes &&
       indexes_->payload_head.load(std::memory_order_acquire) == payload_tail_) {
-    // All is consumed: go on at the start of the area, whose pages are mapped and whose lines are warm.
+    // All is consumed: go on at the start of the area, whose pages are mapped and whose lines are
+    // warm.
     start += to_end;
     seen_payload_head_ = payload_tail_;
   }
@@ -42,7 +44,8 @@ bool RingProducer::ReservePayload(size_t bytes, uint64_t* position) {
   const auto fits = [&] { return start + bytes - seen_payload_head_ <= kPayloadBytes; };
   if (!fits()) {
     const uint64_t head = indexes_->payload_head.load(std::memory_order_acquire);
-    if (head > payload_tail_ || head < seen_payload_head_) return false;  // nonsense: behave as full
+    if (head > payload_tail_ || head < seen_payload_head_)
+      return false;  // nonsense: behave as full
     seen_payload_head_ = head;
     if (!fits()) return false;
   }
@@ -116,7 +119,8 @@ PopResult RingConsumer::Pop(Message* message, std::vector<std::byte>* payload) {
 
 void RingBell(Bell* bell) {
   FullFence(bell);
-  // Who takes the flag down wakes the sleeper: a burst of messages costs one system call, not one each until it runs.
+  // Who takes the flag down wakes the sleeper: a burst of messages costs one system call, not one
+  // each until it runs.
   if (bell->sleeping.load(std::memory_order_relaxed) == 0 ||
       bell->sleeping.exchange(0, std::memory_order_seq_cst) == 0) {
     return;

@@ -1,6 +1,6 @@
-// The two ends of a ring of shm_layout.h, and the bell that wakes its consumer. Used by daemon and clients.
-// The other side of the memory is another process and may be hostile: indexes it writes are only ever used to
-// decide "full" or "violation", never as an address.
+// The two ends of a ring of shm_layout.h, and the bell that wakes its consumer. Used by daemon and
+// clients. The other side of the memory is another process and may be hostile: indexes it writes
+// are only ever used to decide "full" or "violation", never as an address.
 #pragma once
 
 #include <cstddef>
@@ -30,8 +30,9 @@ class RingProducer {
   RingProducer(RingIndexes* indexes, Message* slots, std::byte* payload)
       : indexes_(indexes), slots_(slots), payload_(payload) {}
 
-  // Copies message and payload in and publishes them. False: the ring or its payload area is full, or the
-  // payload is larger than kMaxPayload. Sets payload fields and stamp; `sequence` is the caller's.
+  // Copies message and payload in and publishes them. False: the ring or its payload area is full,
+  // or the payload is larger than kMaxPayload. Sets payload fields and stamp; `sequence` is the
+  // caller's.
   bool Push(Message message, std::span<const std::byte> payload = {});
   // The same with the payload in two pieces, so that a caller need not join them.
   bool Push(Message message, std::span<const std::byte> head, std::span<const std::byte> rest);
@@ -57,8 +58,8 @@ class RingConsumer {
   RingConsumer(RingIndexes* indexes, const Message* slots, const std::byte* payload)
       : indexes_(indexes), slots_(slots), payload_(payload) {}
 
-  // Copies the next message and its payload out, checks them, frees their room. kViolation: the producer broke the
-  // format; the consumer must drop the client (nothing more is read).
+  // Copies the next message and its payload out, checks them, frees their room. kViolation: the
+  // producer broke the format; the consumer must drop the client (nothing more is read).
   PopResult Pop(Message* message, std::vector<std::byte>* payload);
   bool Empty() const;
 
@@ -70,19 +71,20 @@ class RingConsumer {
   uint64_t payload_head_ = 0;
 };
 
-// Publishes "there is work" to a sleeper of `bell`. Call after Push. No system call unless someone sleeps.
+// Publishes "there is work" to a sleeper of `bell`. Call after Push. No system call unless someone
+// sleeps.
 void RingBell(Bell* bell);
 
-// Sleeps until the bell is rung or `timeout_ns` is over, unless `has_work()` is true on the second look.
-// One sleeper per bell.
+// Sleeps until the bell is rung or `timeout_ns` is over, unless `has_work()` is true on the second
+// look. One sleeper per bell.
 template <typename HasWork>
 void SleepOnBell(Bell* bell, TimeNs timeout_ns, HasWork has_work);
 
 void FutexWake(std::atomic<uint32_t>* word);
 void FutexWait(std::atomic<uint32_t>* word, uint32_t expected, TimeNs timeout_ns);
 
-// Orders what was written before against what is read after. ThreadSanitizer does not know fences: there, an operation
-// on the bell's own word does the same.
+// Orders what was written before against what is read after. ThreadSanitizer does not know fences:
+// there, an operation on the bell's own word does the same.
 inline void FullFence([[maybe_unused]] Bell* bell) {
 #if defined(__SANITIZE_THREAD__)
   bell->sleeping.fetch_or(0, std::memory_order_seq_cst);

@@ -31,7 +31,8 @@ struct Armed {
 };
 
 struct Registry {
-  std::mutex mutex;  // fault points fire on any thread, and only in tests: contention does not matter
+  std::mutex
+      mutex;  // fault points fire on any thread, and only in tests: contention does not matter
   std::map<std::string, Armed, std::less<>> armed;
 };
 
@@ -66,9 +67,7 @@ bool FaultFiresSlow(std::string_view name) {
 
 }  // namespace internal
 
-std::vector<std::string_view> FaultPointNames() {
-  return {std::begin(kNames), std::end(kNames)};
-}
+std::vector<std::string_view> FaultPointNames() { return {std::begin(kNames), std::end(kNames)}; }
 
 absl::Status ArmFaults(std::string_view spec) {
   std::map<std::string, Armed, std::less<>> armed;
@@ -76,7 +75,8 @@ absl::Status ArmFaults(std::string_view spec) {
   for (absl::string_view item :
        absl::StrSplit(absl::string_view(spec.data(), spec.size()), ',', absl::SkipEmpty())) {
     std::vector<absl::string_view> parts = absl::StrSplit(item, ':');
-    if (std::find(std::begin(kNames), std::end(kNames), std::string(parts[0])) == std::end(kNames)) {
+    if (std::find(std::begin(kNames), std::end(kNames), std::string(parts[0])) ==
+        std::end(kNames)) {
       return absl::InvalidArgumentError(absl::StrCat("unknown fault point '", parts[0], "'"));
     }
     Armed entry;

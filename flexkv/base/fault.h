@@ -2,10 +2,10 @@
 //
 //   if (FaultFires("agent.flip_byte")) ...
 //
-// Points are armed by the environment variable FLEXKV_FAULTS (read once, by the program's main or the
-// engine library's start, through ArmFaults), a comma-separated list of NAME[:ONE_IN[:SEED]]: the
-// point fires once in ONE_IN calls (default 1 = always) by a seeded generator, so a run is replayable.
-// Unknown names are refused by ArmFaults with InvalidArgument. Thread-safe.
+// Points are armed by the environment variable FLEXKV_FAULTS (read once, by the program's main or
+// the engine library's start, through ArmFaults), a comma-separated list of NAME[:ONE_IN[:SEED]]:
+// the point fires once in ONE_IN calls (default 1 = always) by a seeded generator, so a run is
+// replayable. Unknown names are refused by ArmFaults with InvalidArgument. Thread-safe.
 #pragma once
 
 #include <atomic>

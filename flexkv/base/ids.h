@@ -10,8 +10,9 @@
 namespace flexkv {
 
 // Identity of a token block inside a namespace: the engine's own chained 32-byte block hash (vLLM's
-// request.block_hashes: SHA-256 over parent hash, tokens and extra keys). Because hashes are chained,
-// equal hashes mean equal prefixes. Shorter engine hashes are zero-padded on the right by the client.
+// request.block_hashes: SHA-256 over parent hash, tokens and extra keys). Because hashes are
+// chained, equal hashes mean equal prefixes. Shorter engine hashes are zero-padded on the right by
+// the client.
 struct BlockHash {
   std::array<uint64_t, 4> words{};
 
@@ -30,7 +31,8 @@ static_assert(sizeof(BlockHash) == 32);
 enum class Tier : uint8_t { kCpu = 0, kSsd = 1, kRemote = 2 };
 
 // Room for one block in one tier: tier in the top two bits, index below. kNoSlot is no room at all.
-// While a block resides in a slot, the slot is also the block's handle inside its tree (see RadixTree).
+// While a block resides in a slot, the slot is also the block's handle inside its tree (see
+// RadixTree).
 struct SlotId {
   static constexpr uint32_t kNone = 0xffffffffu;
   static constexpr uint32_t kMaxIndex = 0x3ffffffeu;
@@ -46,12 +48,13 @@ struct SlotId {
 };
 inline constexpr SlotId kNoSlot{};
 
-using NamespaceId = uint32_t;  // dense, never reused within one daemon life; one per epoch of a namespace
-using SegmentId = uint32_t;    // one sealed memfd; never reused within one daemon life
-using EngineHandle = uint32_t; // one attached engine (scheduler + all ranks); never reused
-using RequestKey = uint64_t;   // chosen by the engine's scheduler client, unique per attachment
-using OpKey = uint64_t;        // chosen by the engine's scheduler client, unique per attachment, never 0
-using LeaseId = uint64_t;      // chosen by the daemon, never 0
+using NamespaceId =
+    uint32_t;  // dense, never reused within one daemon life; one per epoch of a namespace
+using SegmentId = uint32_t;     // one sealed memfd; never reused within one daemon life
+using EngineHandle = uint32_t;  // one attached engine (scheduler + all ranks); never reused
+using RequestKey = uint64_t;    // chosen by the engine's scheduler client, unique per attachment
+using OpKey = uint64_t;  // chosen by the engine's scheduler client, unique per attachment, never 0
+using LeaseId = uint64_t;  // chosen by the daemon, never 0
 
 }  // namespace flexkv
 

@@ -18,9 +18,9 @@ absl::Status ValidateView(const LayerView& view) {
     return absl::InvalidArgumentError("a layer's block stride is not positive");
   }
   if (view.outer.size() > LayerView::kMaxOuterLoops) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a layer has ", view.outer.size(), " strided dimensions, at most ",
-                     LayerView::kMaxOuterLoops, " are supported"));
+    return absl::InvalidArgumentError(absl::StrCat("a layer has ", view.outer.size(),
+                                                   " strided dimensions, at most ",
+                                                   LayerView::kMaxOuterLoops, " are supported"));
   }
   for (const StridedLoop& loop : view.outer) {
     if (loop.count == 0 || loop.count > kMaxLoopCount || loop.stride_bytes > kMaxStrideBytes) {

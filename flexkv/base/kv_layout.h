@@ -1,12 +1,12 @@
 // How an engine's KV cache lies in its memory, and how one block of it lies in an arena slot.
 //
-// A rank registers KV groups (layers that share one block table); each group has layer views. A view
-// says where block b of that layer lies: at base + b * block_stride_bytes, as `outer` nested loops of
-// contiguous fragments. Any strided tensor whose block dimension is known can be written so; nothing
-// is guessed from a shape.
+// A rank registers KV groups (layers that share one block table); each group has layer views. A
+// view says where block b of that layer lies: at base + b * block_stride_bytes, as `outer` nested
+// loops of contiguous fragments. Any strided tensor whose block dimension is known can be written
+// so; nothing is guessed from a shape.
 //
-// In the arena a block's shard (one rank's part of one block) is packed without gaps: groups in order,
-// layers in order, outer loops in order, each fragment contiguous.
+// In the arena a block's shard (one rank's part of one block) is packed without gaps: groups in
+// order, layers in order, outer loops in order, each fragment contiguous.
 #pragma once
 
 #include <cstdint>

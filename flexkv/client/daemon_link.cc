@@ -14,8 +14,9 @@
 namespace flexkv {
 namespace {
 
-constexpr int kRetryMs = 100;        // between attempts to attach: a restarted daemon is found within that
-constexpr int kHandshakeMs = 2000;   // for the Welcome
+constexpr int kRetryMs =
+    100;  // between attempts to attach: a restarted daemon is found within that
+constexpr int kHandshakeMs = 2000;  // for the Welcome
 constexpr int kIdleMs = 100;
 
 // The engine may have bound its threads to the cores it computes on; ours may run anywhere.
@@ -141,7 +142,8 @@ void DaemonLink::Run() {
       lost->MarkDead();
       Publish(nullptr);
       if (options_.on_lost) options_.on_lost();
-      // Also when the daemon dropped us: it may hold memory for our copies until it hears that they are over.
+      // Also when the daemon dropped us: it may hold memory for our copies until it hears that they
+      // are over.
       const auto goodbye = static_cast<uint32_t>(shm::PacketType::kGoodbye);
       std::ignore = shm::SendPacket(socket_.get(), shm::AsBytes(goodbye));
       socket_.Reset();
@@ -181,8 +183,7 @@ bool DaemonLink::AttachOnce() {
       welcome.boot_id == 0 || reply->fds.size() != 2) {
     return false;
   }
-  absl::StatusOr<SharedMapping> region =
-      SharedMapping::Map(reply->fds[0].get(), shm::kRegionBytes);
+  absl::StatusOr<SharedMapping> region = SharedMapping::Map(reply->fds[0].get(), shm::kRegionBytes);
   absl::StatusOr<SharedMapping> doorbell =
       SharedMapping::Map(reply->fds[1].get(), sizeof(shm::Bell));
   if (!region.ok() || !doorbell.ok()) return false;
@@ -226,8 +227,7 @@ bool DaemonLink::HandlePacket(const shm::Packet& packet) {
   if (segment.type != static_cast<uint32_t>(shm::PacketType::kSegment) || packet.fds.size() != 1) {
     return false;
   }
-  absl::StatusOr<SharedMapping> mapping =
-      SharedMapping::Map(packet.fds[0].get(), segment.bytes);
+  absl::StatusOr<SharedMapping> mapping = SharedMapping::Map(packet.fds[0].get(), segment.bytes);
   if (!mapping.ok()) return false;
   madvise(mapping->data(), mapping->size(), MADV_HUGEPAGE);  // advice only
   madvise(mapping->data(), mapping->size(), MADV_DONTDUMP);

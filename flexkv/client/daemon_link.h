@@ -1,5 +1,6 @@
-// One client's attachment to the daemon, kept up by a private thread: connects, shakes hands, receives arena segments,
-// notices the daemon's death, attaches again. Everything that can be lost with a daemon lives in a Channel.
+// One client's attachment to the daemon, kept up by a private thread: connects, shakes hands,
+// receives arena segments, notices the daemon's death, attaches again. Everything that can be lost
+// with a daemon lives in a Channel.
 #pragma once
 
 #include <atomic>
@@ -21,8 +22,8 @@
 
 namespace flexkv {
 
-// One attachment, from Welcome to the loss of the connection. Rings may be used after `alive` turned false (the memory
-// stays mapped); nobody answers then.
+// One attachment, from Welcome to the loss of the connection. Rings may be used after `alive`
+// turned false (the memory stays mapped); nobody answers then.
 class Channel {
  public:
   Channel(SharedMapping region, SharedMapping doorbell, uint64_t boot_id);
@@ -56,8 +57,8 @@ class Channel {
 class SegmentTable {
  public:
   void Add(SegmentId segment, SharedMapping mapping);
-  void Retire(SegmentId segment);   // unmapped by the next Sweep
-  void Sweep();                     // REQUIRES: nobody uses retired segments
+  void Retire(SegmentId segment);  // unmapped by the next Sweep
+  void Sweep();                    // REQUIRES: nobody uses retired segments
   void Clear();
   bool HasRetired() const;
   // Waits at most `timeout_ns` for a segment that is on its way. Empty when it does not come.
@@ -75,10 +76,11 @@ class DaemonLink {
   struct Options {
     std::string socket_path;
     shm::Hello hello;
-    std::string text;                 // follows the Hello
-    SegmentTable* segments = nullptr; // workers
-    // Called on the link's thread: before a new channel is published; after one was lost, and before the goodbye of
-    // an orderly end. A worker quiesces its agent in on_lost: when it returns, no thread copies any more.
+    std::string text;                  // follows the Hello
+    SegmentTable* segments = nullptr;  // workers
+    // Called on the link's thread: before a new channel is published; after one was lost, and
+    // before the goodbye of an orderly end. A worker quiesces its agent in on_lost: when it
+    // returns, no thread copies any more.
     std::function<void(const std::shared_ptr<Channel>&)> on_attached;
     std::function<void()> on_lost;
     // Called about every 100 ms on the link's thread.
@@ -87,8 +89,10 @@ class DaemonLink {
   explicit DaemonLink(Options options);
   ~DaemonLink();  // detaches: says goodbye, joins the thread
 
-  // The present channel; null when detached. Cheap: one atomic load when nothing changed since `*cached`.
-  const std::shared_ptr<Channel>& Current(std::shared_ptr<Channel>* cached, uint64_t* generation) const;
+  // The present channel; null when detached. Cheap: one atomic load when nothing changed since
+  // `*cached`.
+  const std::shared_ptr<Channel>& Current(std::shared_ptr<Channel>* cached,
+                                          uint64_t* generation) const;
   uint64_t attachments() const { return attachments_.load(std::memory_order_relaxed); }
   // Why the daemon turned us down, empty when it did not.
   std::string rejection() const;

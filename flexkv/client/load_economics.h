@@ -1,5 +1,6 @@
-// Is a load worth a step? A load delays its request by about one decode step and then moves bytes; recomputing costs
-// prefill time. With T tokens the load wins when  T / prefill_rate > step + T / load_rate.
+// Is a load worth a step? A load delays its request by about one decode step and then moves bytes;
+// recomputing costs prefill time. With T tokens the load wins when  T / prefill_rate > step + T /
+// load_rate.
 //
 // Rates are running estimates from the steps and loads that happen anyway. No clock of its own.
 #pragma once
@@ -28,7 +29,8 @@ class LoadEconomics {
     Blend(&load_tokens_per_s_, tokens / (static_cast<double>(duration_ns) * 1e-9));
   }
 
-  // Shortest hit worth loading, between one and kMaxBlocks blocks; one block until something was measured.
+  // Shortest hit worth loading, between one and kMaxBlocks blocks; one block until something was
+  // measured.
   uint32_t MinLoadTokens(uint32_t tokens_per_block) const {
     if (prefill_tokens_per_s_ == 0) return tokens_per_block;
     const double step = step_s_ > 0 ? step_s_ : kDefaultStepSeconds;

@@ -50,7 +50,8 @@ std::byte* Plans(const SharedMapping& mapping, uint32_t world_size) {
 std::pair<sockaddr_un, socklen_t> BoardAddress(const uint64_t engine_id[2]) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  const std::string name = absl::StrCat("flexkv-board-", absl::Hex(engine_id[0], absl::kZeroPad16), absl::Hex(engine_id[1], absl::kZeroPad16));
+  const std::string name = absl::StrCat("flexkv-board-", absl::Hex(engine_id[0], absl::kZeroPad16),
+                                        absl::Hex(engine_id[1], absl::kZeroPad16));
   std::memcpy(address.sun_path + 1, name.data(), name.size());
   return {address, static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size())};
 }

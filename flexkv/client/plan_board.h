@@ -1,11 +1,13 @@
-// The small shared table of the reduced mode: where the engine's connector shim forwards no step metadata, the scheduler's
-// half publishes its plans here and every rank's worker reads them.
+// The small shared table of the reduced mode: where the engine's connector shim forwards no step
+// metadata, the scheduler's half publishes its plans here and every rank's worker reads them.
 //
-// One memfd, made by the scheduler's process and handed to same-user workers over an abstract Unix socket named by
-// the engine id, so nothing is left behind when a process is killed, and daemon restarts do not touch it.
+// One memfd, made by the scheduler's process and handed to same-user workers over an abstract Unix
+// socket named by the engine id, so nothing is left behind when a process is killed, and daemon
+// restarts do not touch it.
 //
-// Plans form a byte ring with one producer and world_size readers, each with a head of its own. Format: BoardHeader, then a
-// BoardRank per rank, then kPlanBytes of plans ([u64 length][bytes, padded to 8]).
+// Plans form a byte ring with one producer and world_size readers, each with a head of its own.
+// Format: BoardHeader, then a BoardRank per rank, then kPlanBytes of plans ([u64 length][bytes,
+// padded to 8]).
 #pragma once
 
 #include <atomic>
@@ -53,8 +55,9 @@ class PlanBoard {
 class PlanBoardReader {
  public:
   // Unavailable: the scheduler's half is not there (yet); call again. Waits at most timeout_ms.
-  static absl::StatusOr<std::unique_ptr<PlanBoardReader>> Open(const uint64_t engine_id[2], uint32_t rank,
-                                                               uint32_t world_size, int timeout_ms);
+  static absl::StatusOr<std::unique_ptr<PlanBoardReader>> Open(const uint64_t engine_id[2],
+                                                               uint32_t rank, uint32_t world_size,
+                                                               int timeout_ms);
   // The next plan, false when there is none.
   bool Next(std::vector<std::byte>* plan);
 

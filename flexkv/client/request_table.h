@@ -1,4 +1,5 @@
-// What the scheduler's half remembers of each request and of each load under way. Plain data; SchedulerSession works on it.
+// What the scheduler's half remembers of each request and of each load under way. Plain data;
+// SchedulerSession works on it.
 #pragma once
 
 #include <cstdint>
@@ -24,37 +25,38 @@ struct SchedulerRequest {
   RequestKey key = 0;
   uint32_t num_prompt_tokens = 0;
 
-  std::vector<BlockHash> hashes;     // known so far
-  uint32_t hashes_sent = 0;          // of them, known to the present daemon
+  std::vector<BlockHash> hashes;  // known so far
+  uint32_t hashes_sent = 0;       // of them, known to the present daemon
 
   LookupState lookup = LookupState::kNone;
-  uint32_t lookup_sequence = 0;      // of the latest lookup; older replies are stale
+  uint32_t lookup_sequence = 0;  // of the latest lookup; older replies are stale
   TimeNs lookup_posted_at = 0;
   TimeNs answered_at = 0;
   uint32_t matched_blocks = 0;
   LeaseId lease = 0;
 
-  bool nothing_external = false;     // a load failed or a lookup timed out: never offer again
-  bool recorded = false;             // counted in the hit rate
-  uint32_t local_computed_tokens = 0;// at the latest MatchedTokens
+  bool nothing_external = false;       // a load failed or a lookup timed out: never offer again
+  bool recorded = false;               // counted in the hit rate
+  uint32_t local_computed_tokens = 0;  // at the latest MatchedTokens
   uint32_t offered_tokens = 0;
-  TimeNs blocked_since = 0;          // waiting for another request's load of the same prefix
-  uint32_t taken_tokens = 0;         // by the latest load
+  TimeNs blocked_since = 0;   // waiting for another request's load of the same prefix
+  uint32_t taken_tokens = 0;  // by the latest load
 
-  std::vector<uint32_t> block_ids;   // GPU block ids from the first token on
-  uint32_t stored_blocks = 0;        // blocks [0, stored_blocks) are held by the daemon or were offered to it
-  OpKey load = 0;                    // under way, 0 when none
+  std::vector<uint32_t> block_ids;  // GPU block ids from the first token on
+  uint32_t stored_blocks =
+      0;           // blocks [0, stored_blocks) are held by the daemon or were offered to it
+  OpKey load = 0;  // under way, 0 when none
 };
 
 struct SchedulerLoad {
   OpKey key = 0;
   std::string request_id;
-  uint32_t first = 0;                // first block loaded
+  uint32_t first = 0;  // first block loaded
   TimeNs started_at = 0;
-  std::vector<BlockHash> hashes;     // of the blocks loaded
+  std::vector<BlockHash> hashes;  // of the blocks loaded
   std::vector<uint32_t> block_ids;
-  bool lost = false;                 // its daemon is gone: others need not wait for it
-  bool ended = false;                // arrived, but the engine has not looked at the request since
+  bool lost = false;   // its daemon is gone: others need not wait for it
+  bool ended = false;  // arrived, but the engine has not looked at the request since
 };
 
 // Requests by id. Pointers stay valid until Erase.

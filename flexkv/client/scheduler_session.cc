@@ -1,9 +1,9 @@
-// One thread (the engine's scheduler) uses everything here but the link. What belongs to one daemon life (leases, chains
-// sent, posted lookups) is forgotten when the channel changes; what belongs to the engine (blocks, loads promised) stays.
+// One thread (the engine's scheduler) uses everything here but the link. What belongs to one daemon
+// life (leases, chains sent, posted lookups) is forgotten when the channel changes; what belongs to
+// the engine (blocks, loads promised) stays.
 #include "flexkv/client/scheduler_session.h"
 
 #include <emmintrin.h>
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,7 +23,8 @@ namespace {
 
 constexpr TimeNs kSpinNs = 20 * kNsPerUs;
 constexpr TimeNs kReportEveryNs = kNsPerSecond;
-constexpr uint32_t kMaxPutBlocks = 4096;  // per message; a longer run goes in several steps' messages
+constexpr uint32_t kMaxPutBlocks =
+    4096;  // per message; a longer run goes in several steps' messages
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -68,8 +69,8 @@ struct SchedulerSession::Impl {
   std::shared_ptr<Channel> channel;
   uint64_t generation = 0;
 
-  bool ready = false;             // daemon says: all ranks attached
-  bool breaker_open = false;      // a lookup timed out and nothing was heard since
+  bool ready = false;         // daemon says: all ranks attached
+  bool breaker_open = false;  // a lookup timed out and nothing was heard since
   RequestTable requests;
   absl::flat_hash_map<OpKey, SchedulerLoad> loads;
   StoreSources sources;
@@ -88,8 +89,8 @@ struct SchedulerSession::Impl {
     std::vector<uint32_t> block_ids;
     std::string request_id;
   };
-  std::vector<NewOp> step_ops;            // loads since the last plan, stores of this step
-  std::vector<uint32_t> new_owner_blocks; // blocks that got an owner since the last plan
+  std::vector<NewOp> step_ops;             // loads since the last plan, stores of this step
+  std::vector<uint32_t> new_owner_blocks;  // blocks that got an owner since the last plan
   TimeNs step_began = 0;
   uint32_t step_tokens = 0, step_requests = 0;
   TimeNs reported_at = 0;
@@ -137,7 +138,8 @@ bool SchedulerSession::Impl::Usable() {
   return channel != nullptr && channel->alive();
 }
 
-// The daemon knows this engine under a new handle (or not at all): chains, leases and ops of the old one are gone.
+// The daemon knows this engine under a new handle (or not at all): chains, leases and ops of the
+// old one are gone.
 void SchedulerSession::Impl::OnEngineChanged() {
   breaker_open = false;
   sources = StoreSources();  // the workers' agents drop ops of the old daemon by themselves
@@ -146,7 +148,8 @@ void SchedulerSession::Impl::OnEngineChanged() {
     request->lookup = LookupState::kNone;
     request->lease = 0;
     request->matched_blocks = 0;
-    request->stored_blocks = 0;  // it may hold nothing of the running requests: offer their blocks again
+    request->stored_blocks =
+        0;  // it may hold nothing of the running requests: offer their blocks again
   });
   for (auto& [key, load] : loads) load.lost = true;
   reset_answered = reset_number;
@@ -323,8 +326,8 @@ int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_comput
   if (request->lookup != LookupState::kAnswered) return 0;
 
   const uint64_t block = impl.options.tokens_per_block;
-  const uint64_t matched = std::min<uint64_t>(request->matched_blocks * block,
-                                              num_tokens / block * block);
+  const uint64_t matched =
+      std::min<uint64_t>(request->matched_blocks * block, num_tokens / block * block);
   if (num_computed_tokens % block != 0 || matched <= num_computed_tokens) return 0;
   const auto external = static_cast<uint32_t>(matched - num_computed_tokens);
   if (external < impl.MinLoadTokens()) {
@@ -381,8 +384,9 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
     --count;
   }
   const size_t end = std::min(size_t{load.first} + count, request->block_ids.size());
-  load.block_ids.assign(request->block_ids.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, end)),
-                        request->block_ids.begin() + static_cast<ptrdiff_t>(end));
+  load.block_ids.assign(
+      request->block_ids.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, end)),
+      request->block_ids.begin() + static_cast<ptrdiff_t>(end));
   const size_t hash_end = std::min(size_t{load.first} + count, request->hashes.size());
   load.hashes.assign(
       request->hashes.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, hash_end)),
@@ -454,8 +458,8 @@ void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
       // Otherwise the engine would offer the same blocks for the same request for ever.
       if (failed) request->nothing_external = true;
     }
-    // The engine enters loaded blocks into its own prefix cache only when it next looks at this request; until then others
-    // with the same prefix go on waiting (SettleLoad).
+    // The engine enters loaded blocks into its own prefix cache only when it next looks at this
+    // request; until then others with the same prefix go on waiting (SettleLoad).
     if (failed || request == nullptr) {
       impl.loads.erase(it);
     } else {
@@ -504,8 +508,8 @@ void SchedulerSession::Impl::OwnBlocks(std::span<const uint32_t> block_ids, uint
   }
 }
 
-// Offers the blocks that are full after this step. Drafts and placeholders have no hash yet, so the hashes the engine
-// knows bound what is offered.
+// Offers the blocks that are full after this step. Drafts and placeholders have no hash yet, so the
+// hashes the engine knows bound what is offered.
 OpKey SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_computed_after) {
   uint32_t full = num_computed_after / options.tokens_per_block;
   if (full <= request->stored_blocks || request->load != 0 || !ready || breaker_open) return 0;
@@ -531,8 +535,8 @@ OpKey SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_comp
   if (suffix > shm::kMaxHashesPerMessage) return 0;
   const auto hashes = std::span(request->hashes).subspan(request->hashes_sent, suffix);
   if (!Push(message, std::as_bytes(hashes))) return 0;
-  const auto blocks = std::span<const uint32_t>(request->block_ids)
-                          .subspan(request->stored_blocks, message.count);
+  const auto blocks =
+      std::span<const uint32_t>(request->block_ids).subspan(request->stored_blocks, message.count);
   step_ops.push_back({next_op, Route::kDeviceToCpu, false, {blocks.begin(), blocks.end()}, {}});
   request->hashes_sent += suffix;
   request->stored_blocks = full;
@@ -541,7 +545,8 @@ OpKey SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_comp
   return next_op++;
 }
 
-// To the workers: through the engine's metadata, or over the board. A plan is never lost: promises hang on it.
+// To the workers: through the engine's metadata, or over the board. A plan is never lost: promises
+// hang on it.
 std::span<const std::byte> SchedulerSession::Impl::Deliver(std::span<const std::byte> bytes) {
   if (board == nullptr) return bytes;
   if (!bytes.empty()) unpublished.emplace_back(bytes.begin(), bytes.end());
@@ -582,15 +587,15 @@ void SchedulerSession::ScheduledNew(std::string_view id, std::span<const uint32_
   ScheduledCached(id, block_ids, /*resumed=*/true, num_computed_tokens, num_scheduled_tokens);
 }
 
-void SchedulerSession::ScheduledCached(std::string_view id,
-                                       std::span<const uint32_t> new_block_ids, bool resumed,
-                                       uint32_t num_computed_tokens,
+void SchedulerSession::ScheduledCached(std::string_view id, std::span<const uint32_t> new_block_ids,
+                                       bool resumed, uint32_t num_computed_tokens,
                                        uint32_t num_scheduled_tokens) {
   Impl& impl = *impl_;
   ++impl.step_requests;
   SchedulerRequest* request = impl.requests.Find(View(id));
   if (request == nullptr) {  // not ours to store, but its blocks may be sources of stores under way
-    impl.OwnBlocks(new_block_ids, resumed ? num_computed_tokens / impl.options.tokens_per_block : 0);
+    impl.OwnBlocks(new_block_ids,
+                   resumed ? num_computed_tokens / impl.options.tokens_per_block : 0);
     return;
   }
   if (resumed) {

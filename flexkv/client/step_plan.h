@@ -1,8 +1,11 @@
-// What the scheduler's half tells every worker for one step, as bytes inside the engine's own step metadata.
+// What the scheduler's half tells every worker for one step, as bytes inside the engine's own step
+// metadata.
 //
-//   PlanHeader, fence block ids (u32 each), then per op: PlanOp, block ids (u32 each), request id bytes, padding to 8.
+//   PlanHeader, fence block ids (u32 each), then per op: PlanOp, block ids (u32 each), request id
+//   bytes, padding to 8.
 //
-// A plan comes from our own scheduler session, but through another process: readers check every length.
+// A plan comes from our own scheduler session, but through another process: readers check every
+// length.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +35,10 @@ static_assert(sizeof(PlanHeader) == 24);
 
 struct PlanOp {
   uint64_t key = 0;
-  uint32_t route = 0;       // Route
+  uint32_t route = 0;  // Route
   uint32_t num_blocks = 0;
-  uint32_t id_bytes = 0;    // request id, loads only
-  uint32_t dead = 0;        // 1: the daemon was never asked; report failed at once (loads only)
+  uint32_t id_bytes = 0;  // request id, loads only
+  uint32_t dead = 0;      // 1: the daemon was never asked; report failed at once (loads only)
 };
 static_assert(sizeof(PlanOp) == 24);
 
@@ -44,8 +47,8 @@ class PlanBuilder {
  public:
   void Start(uint64_t number);
   void AddFence(uint32_t block_id);  // all fences before the first op
-  void AddOp(OpKey key, Route route, std::span<const uint32_t> block_ids, std::string_view request_id,
-             bool dead);
+  void AddOp(OpKey key, Route route, std::span<const uint32_t> block_ids,
+             std::string_view request_id, bool dead);
   bool empty() const { return header_.num_fences == 0 && header_.num_ops == 0; }
   std::span<const std::byte> Finish();
 

@@ -66,9 +66,8 @@ absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors,
     if (blocks > UINT32_MAX) return absl::InvalidArgumentError("the KV cache has too many blocks");
     if (group.num_blocks == 0) group.num_blocks = static_cast<uint32_t>(blocks);
     if (group.num_blocks != blocks) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("layer '", tensor.layer, "' has ", blocks, " blocks, others have ",
-                       group.num_blocks));
+      return absl::InvalidArgumentError(absl::StrCat("layer '", tensor.layer, "' has ", blocks,
+                                                     " blocks, others have ", group.num_blocks));
     }
     if (!seen.insert({view->base, view->block_stride_bytes, view->fragment_bytes}).second) continue;
     group.layers.push_back(*std::move(view));

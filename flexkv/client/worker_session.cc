@@ -1,6 +1,7 @@
-// Threads of a worker: the engine's own (all public methods), the link's (attaching), the pump's (ring <-> agent) and
-// the agent's (copies). The pump's mutex orders the pump against the loss of a channel: once on_lost holds
-// it, nothing of the old daemon reaches the agent, and no old result reaches the next daemon.
+// Threads of a worker: the engine's own (all public methods), the link's (attaching), the pump's
+// (ring <-> agent) and the agent's (copies). The pump's mutex orders the pump against the loss of a
+// channel: once on_lost holds it, nothing of the old daemon reaches the agent, and no old result
+// reaches the next daemon.
 #include "flexkv/client/worker_session.h"
 
 #include <pthread.h>
@@ -22,7 +23,8 @@
 namespace flexkv {
 namespace {
 
-constexpr TimeNs kSegmentWaitNs = kNsPerSecond;  // a segment's packet is sent before the op that needs it
+constexpr TimeNs kSegmentWaitNs =
+    kNsPerSecond;  // a segment's packet is sent before the op that needs it
 constexpr TimeNs kPumpSleepNs = 100 * kNsPerMs;
 constexpr int kBoardWaitMs = 100;
 constexpr int kMessagesPerTurn = 64;
@@ -77,16 +79,16 @@ struct WorkerSession::Impl {
   TableMapper mapper{&segments};
   std::unique_ptr<DeviceAgent> agent;
 
-  std::mutex pump_mutex;  // see the head of this file
-  std::shared_ptr<Channel> pump_channel;           // guarded by pump_mutex
-  std::vector<AgentResult> backlog;                // guarded by pump_mutex: results the ring had no room for
+  std::mutex pump_mutex;                  // see the head of this file
+  std::shared_ptr<Channel> pump_channel;  // guarded by pump_mutex
+  std::vector<AgentResult> backlog;       // guarded by pump_mutex: results the ring had no room for
   std::condition_variable pump_wake;
   std::mutex bell_mutex;  // innermost: the agent calls OnResult with locks of its own held
-  std::shared_ptr<Channel> bell_channel;           // guarded by bell_mutex
-  bool stopping = false;                           // guarded by pump_mutex
+  std::shared_ptr<Channel> bell_channel;  // guarded by bell_mutex
+  bool stopping = false;                  // guarded by pump_mutex
   std::atomic<bool> results_waiting{false};
   std::atomic<bool> attached{false};
-  std::atomic<bool> lost{false};                   // set by on_lost, taken by Poll
+  std::atomic<bool> lost{false};  // set by on_lost, taken by Poll
   std::thread pump;
   std::unique_ptr<DaemonLink> link;
 
@@ -99,10 +101,10 @@ struct WorkerSession::Impl {
   WorkerStats counters;
 
   // Reduced mode.
-  std::unique_ptr<PlanBoardReader> board;          // engine thread only
+  std::unique_ptr<PlanBoardReader> board;            // engine thread only
   std::unordered_map<OpKey, HeldStore> held_stores;  // engine thread only
-  std::mutex ended_mutex;                          // innermost
-  std::vector<OpKey> ended_stores;                 // guarded by ended_mutex: seen by the pump
+  std::mutex ended_mutex;                            // innermost
+  std::vector<OpKey> ended_stores;                   // guarded by ended_mutex: seen by the pump
 
   void OnResult();
   void OnAttached(const std::shared_ptr<Channel>& channel);
@@ -266,8 +268,8 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
     return;
   }
   half.block_ids = view.block_ids;
-  PendingLoad load{std::move(view.request_id),
-                   clock.Now() + options.load_timeout_ms * kNsPerMs, std::move(view.block_ids)};
+  PendingLoad load{std::move(view.request_id), clock.Now() + options.load_timeout_ms * kNsPerMs,
+                   std::move(view.block_ids)};
   if (!agent->SubmitEngineHalf(std::move(half)).ok()) {
     Fail(load.request_id, load.block_ids);
     return;
@@ -280,8 +282,8 @@ void WorkerSession::Impl::SubmitStore(EngineHalf half, std::string request_id, b
   const bool taken = is_attached && agent->SubmitEngineHalf(std::move(half)).ok();
   if (!options.reduced) return;  // a store not taken is a future miss
   if (taken) {
-    held_stores.emplace(key, HeldStore{std::move(request_id),
-                                       clock.Now() + options.load_timeout_ms * kNsPerMs});
+    held_stores.emplace(
+        key, HeldStore{std::move(request_id), clock.Now() + options.load_timeout_ms * kNsPerMs});
   } else {
     early.stores.push_back(std::move(request_id));
   }
@@ -379,8 +381,8 @@ absl::StatusOr<std::unique_ptr<WorkerSession>> WorkerSession::Open(const Options
     if (raw->segments.HasRetired() && !raw->agent->Busy()) raw->segments.Sweep();
   };
 
-  absl::StatusOr<std::unique_ptr<DeviceAgent>> agent = MakeHostAgent(
-      options.agent, std::move(layout), &impl->mapper, [raw] { raw->OnResult(); });
+  absl::StatusOr<std::unique_ptr<DeviceAgent>> agent =
+      MakeHostAgent(options.agent, std::move(layout), &impl->mapper, [raw] { raw->OnResult(); });
   if (!agent.ok()) return agent.status();
   impl->agent = *std::move(agent);
   impl->pump = std::thread([raw] { raw->RunPump(); });

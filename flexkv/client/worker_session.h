@@ -1,8 +1,10 @@
-// The worker's half of the connector: one per rank, in the process that holds the rank's KV tensors. Owns the
-// DeviceAgent and the ring to the daemon; executes step plans of the scheduler's half.
+// The worker's half of the connector: one per rank, in the process that holds the rank's KV
+// tensors. Owns the DeviceAgent and the ring to the daemon; executes step plans of the scheduler's
+// half.
 //
-// Promise to the engine: every load named by a plan is reported exactly once by Poll, within load_timeout, whatever
-// the daemon does; after it is reported failed, no copy touches its blocks any more.
+// Promise to the engine: every load named by a plan is reported exactly once by Poll, within
+// load_timeout, whatever the daemon does; after it is reported failed, no copy touches its blocks
+// any more.
 //
 // Thread: all public methods on the engine's worker thread.
 #pragma once
@@ -26,7 +28,8 @@ struct WorkerOptions {
   uint32_t rank = 0;
   uint32_t world_size = 1;
   uint32_t load_timeout_ms = 10000;  // in the reduced mode, for stores too
-  bool reduced = false;              // plans come over the plan board, not through Fence and Bind (plan_board.h)
+  bool reduced =
+      false;  // plans come over the plan board, not through Fence and Bind (plan_board.h)
   DeviceAgent::Options agent;
 };
 
@@ -39,25 +42,30 @@ struct WorkerStats {
 class WorkerSession {
  public:
   using Options = WorkerOptions;
-  // InvalidArgument: the layout or the options are not usable; the message says why in one sentence.
-  static absl::StatusOr<std::unique_ptr<WorkerSession>> Open(const Options& options, KvLayout layout);
+  // InvalidArgument: the layout or the options are not usable; the message says why in one
+  // sentence.
+  static absl::StatusOr<std::unique_ptr<WorkerSession>> Open(const Options& options,
+                                                             KvLayout layout);
   ~WorkerSession();  // waits for a running chunk, says goodbye to the daemon
 
-  // Executes the fences of a plan, before the engine overwrites blocks: stores not yet copied from those blocks
-  // are dropped, a running chunk is waited for. Doing it twice for one plan is harmless.
+  // Executes the fences of a plan, before the engine overwrites blocks: stores not yet copied from
+  // those blocks are dropped, a running chunk is waited for. Doing it twice for one plan is
+  // harmless.
   void Fence(std::span<const std::byte> plan);
-  // Submits the plan's loads and stores (after its fences). Twice for one plan is harmless: plans are numbered.
+  // Submits the plan's loads and stores (after its fences). Twice for one plan is harmless: plans
+  // are numbered.
   void Bind(std::span<const std::byte> plan);
   // The forward of the last bound plan is over: its stores may read.
   void StepDone();
-  // Reduced mode: takes the plans on the board. Their stores may read at once: they are of requests that are over and
-  // whose blocks the engine holds until the store is answered.
+  // Reduced mode: takes the plans on the board. Their stores may read at once: they are of requests
+  // that are over and whose blocks the engine holds until the store is answered.
   void TakeBoardPlans();
 
   struct Report {
-    std::vector<std::string> loads;            // request ids whose load ended, well or not
-    std::vector<uint32_t> failed_block_ids;    // GPU blocks whose content did not arrive
-    std::vector<std::string> stores;           // reduced mode: request ids whose blocks nothing reads any more
+    std::vector<std::string> loads;          // request ids whose load ended, well or not
+    std::vector<uint32_t> failed_block_ids;  // GPU blocks whose content did not arrive
+    std::vector<std::string>
+        stores;  // reduced mode: request ids whose blocks nothing reads any more
   };
   void Poll(Report* report);
 
@@ -79,9 +87,10 @@ struct TensorView {
   uint32_t block_dim = 0;  // which dimension counts blocks
 };
 
-// Turns tensors into one KV group. Arena order inside a block: dimensions by falling stride, so that what is contiguous in the engine stays so.
-// Tensors that are the same memory (layers sharing their KV) are taken once. InvalidArgument: overlapping or
-// negative strides, block dimension out of range, different block counts.
+// Turns tensors into one KV group. Arena order inside a block: dimensions by falling stride, so
+// that what is contiguous in the engine stays so. Tensors that are the same memory (layers sharing
+// their KV) are taken once. InvalidArgument: overlapping or negative strides, block dimension out
+// of range, different block counts.
 absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors, uint32_t tokens_per_block);
 
 }  // namespace flexkv

@@ -1,9 +1,9 @@
 // In which order unleased leaf blocks give way. One policy object serves one tree.
 //
-// The tree keeps, for every block, one 8-byte word that only the policy reads and writes (PolicyWord),
-// laid out in runs of consecutive blocks so that a touch is a sequential write. The tree evicts the
-// unleased leaf block with the lowest Score; a score must only ever rise between a block's insert and
-// its eviction (the tree's heap relies on stored scores being lower bounds).
+// The tree keeps, for every block, one 8-byte word that only the policy reads and writes
+// (PolicyWord), laid out in runs of consecutive blocks so that a touch is a sequential write. The
+// tree evicts the unleased leaf block with the lowest Score; a score must only ever rise between a
+// block's insert and its eviction (the tree's heap relies on stored scores being lower bounds).
 //
 // Thread: the control thread only. No I/O, clock or randomness of its own.
 #pragma once
@@ -28,7 +28,8 @@ class EvictionPolicy {
   // A run of consecutive blocks was matched or loaded.
   virtual void OnTouch(std::span<PolicyWord> words, uint32_t first_depth) = 0;
 
-  // Called once per Match or Insert, before the runs of its path: advances the policy's own sequence.
+  // Called once per Match or Insert, before the runs of its path: advances the policy's own
+  // sequence.
   virtual void BeginAccess() = 0;
 
   // Lower is evicted earlier.

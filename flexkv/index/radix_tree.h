@@ -1,18 +1,19 @@
 // The prefix index: hash chains to block entries.
 //
-// A path-compressed radix tree whose nodes hold runs of consecutive blocks. Because block hashes are
-// chained (equal hash = equal prefix), a node is found by the hash of its first block alone, a whole
-// run is confirmed by comparing its last block, and a partial run by bisection. Runs never cross a
-// depth that is a multiple of kAnchorBlocks, so every such depth on every path starts a node: matching
-// can prefetch those nodes independently, and the hit length alone can be bisected over them.
+// A path-compressed radix tree whose nodes hold runs of consecutive blocks. Because block hashes
+// are chained (equal hash = equal prefix), a node is found by the hash of its first block alone, a
+// whole run is confirmed by comparing its last block, and a partial run by bisection. Runs never
+// cross a depth that is a multiple of kAnchorBlocks, so every such depth on every path starts a
+// node: matching can prefetch those nodes independently, and the hit length alone can be bisected
+// over them.
 //
-// States of a block: *pending* (bytes arriving, invisible to Match), *arrived* (bytes in, but a parent is
-// not ready yet), *ready*. Invariant: a block is ready only if its parent is; readiness is a prefix of
-// every path. Losing a block detaches its whole subtree at once.
+// States of a block: *pending* (bytes arriving, invisible to Match), *arrived* (bytes in, but a
+// parent is not ready yet), *ready*. Invariant: a block is ready only if its parent is; readiness
+// is a prefix of every path. Losing a block detaches its whole subtree at once.
 //
-// A block is named by the slot it resides in (SlotId): the tree keeps slot -> place, so a handle stays
-// valid when nodes split. The tree does not own slots: whoever inserts a block passes its slot, and
-// gets it back through the callback-free `std::vector<SlotId>& freed` out-parameters.
+// A block is named by the slot it resides in (SlotId): the tree keeps slot -> place, so a handle
+// stays valid when nodes split. The tree does not own slots: whoever inserts a block passes its
+// slot, and gets it back through the callback-free `std::vector<SlotId>& freed` out-parameters.
 //
 // Leases: Pin(slot) keeps that block, hence its whole prefix (leaves go first), from eviction.
 //
@@ -34,17 +35,17 @@ namespace flexkv {
 
 // Where the longest ready prefix of a chain lies.
 struct PrefixMatch {
-  uint32_t num_blocks = 0;      // length of the ready prefix
-  SlotId last = kNoSlot;        // slot of its last block; kNoSlot when num_blocks is 0
+  uint32_t num_blocks = 0;  // length of the ready prefix
+  SlotId last = kNoSlot;    // slot of its last block; kNoSlot when num_blocks is 0
 };
 
 struct RadixTreeStats {
-  uint64_t blocks = 0;     // pending + arrived + ready
+  uint64_t blocks = 0;  // pending + arrived + ready
   uint64_t ready = 0;
   uint64_t nodes = 0;
-  uint64_t pinned = 0;     // sum of pin counts
+  uint64_t pinned = 0;  // sum of pin counts
   uint64_t evictable_leaves = 0;
-  uint64_t bytes = 0;      // all memory of the tree, eviction order and slot map included
+  uint64_t bytes = 0;  // all memory of the tree, eviction order and slot map included
 };
 
 class RadixTree {
@@ -52,7 +53,8 @@ class RadixTree {
   static constexpr uint32_t kAnchorBlocks = 64;
 
   struct Options {
-    uint32_t max_slots = 0;  // slot indexes are in [0, max_slots); the slot map grows as needed up to it
+    uint32_t max_slots =
+        0;  // slot indexes are in [0, max_slots); the slot map grows as needed up to it
     std::unique_ptr<EvictionPolicy> policy;  // required
   };
 
@@ -63,13 +65,13 @@ class RadixTree {
 
   // --- namespaces -------------------------------------------------------------------------------
   void AddNamespace(NamespaceId ns);
-  // Every block of the namespace leaves the tree, leased or not; their slots are appended to `freed`.
-  // Later calls with that id match nothing and insert nothing. O(blocks of the namespace).
+  // Every block of the namespace leaves the tree, leased or not; their slots are appended to
+  // `freed`. Later calls with that id match nothing and insert nothing. O(blocks of the namespace).
   void DropNamespace(NamespaceId ns, std::vector<SlotId>* freed);
 
   // --- lookup -----------------------------------------------------------------------------------
-  // Longest ready prefix of `chain` (block hashes from the root on). Touches the policy. When `slots`
-  // is not empty its first min(slots.size(), num_blocks) entries receive the blocks' slots.
+  // Longest ready prefix of `chain` (block hashes from the root on). Touches the policy. When
+  // `slots` is not empty its first min(slots.size(), num_blocks) entries receive the blocks' slots.
   PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain, std::span<SlotId> slots = {});
   // The same length without touching anything.
   uint32_t HitLength(NamespaceId ns, std::span<const BlockHash> chain) const;
@@ -78,16 +80,18 @@ class RadixTree {
 
   // --- change -----------------------------------------------------------------------------------
   // Adds chain[first .. first + slots.size()) as pending blocks residing in `slots`. Returns
-  // FailedPrecondition when chain[0..first) is not present or chain[first] already is (the caller takes
-  // `first` from PresentLength), NotFound for a dropped namespace. Slots must not be in use by the tree.
+  // FailedPrecondition when chain[0..first) is not present or chain[first] already is (the caller
+  // takes `first` from PresentLength), NotFound for a dropped namespace. Slots must not be in use
+  // by the tree.
   absl::Status InsertPending(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
                              std::span<const SlotId> slots);
-  // The bytes of a pending block are in. It, and arrived descendants behind it, become ready when the parent is.
-  // A slot the tree does not hold (its block was dropped meanwhile) is ignored: returns false.
+  // The bytes of a pending block are in. It, and arrived descendants behind it, become ready when
+  // the parent is. A slot the tree does not hold (its block was dropped meanwhile) is ignored:
+  // returns false.
   bool Commit(SlotId slot);
   // The block and its subtree leave the tree, whatever their state; slots appended to `freed`.
-  // REQUIRES: no block of the subtree is pinned (pinned blocks are ready and all their ancestors are).
-  // A slot the tree does not hold is ignored.
+  // REQUIRES: no block of the subtree is pinned (pinned blocks are ready and all their ancestors
+  // are). A slot the tree does not hold is ignored.
   void Erase(SlotId slot, std::vector<SlotId>* freed);
   // Evicts the unpinned ready leaf block with the lowest score. kNoSlot when there is none.
   SlotId EvictOne();

@@ -111,7 +111,7 @@ class IoThread {
   std::map<uint64_t, Pending> pending_;
   std::map<uint64_t, std::shared_ptr<PeerLink>> links_;
   std::atomic<bool> stopping_{false};
-  std::mutex mutex_;  // the control thread adds, this thread takes
+  std::mutex mutex_;               // the control thread adds, this thread takes
   std::vector<uint64_t> forgets_;  // guarded by mutex_
   std::thread thread_;
 };

@@ -1,4 +1,5 @@
-// Copies of blocks between two tiers. Transfer knows slots and segments, never tokens, hashes or policy.
+// Copies of blocks between two tiers. Transfer knows slots and segments, never tokens, hashes or
+// policy.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +18,20 @@ enum class Route : uint8_t { kDeviceToCpu = 0, kCpuToDevice = 1, kNumRoutes = 2 
 // One block's shard in the arena.
 struct ArenaPlace {
   SegmentId segment = 0;
-  uint32_t engine_index = 0;  // which block of the engine half this is (position in its block id list)
+  uint32_t engine_index =
+      0;  // which block of the engine half this is (position in its block id list)
   uint64_t offset_bytes = 0;  // within the segment
 };
 
 struct TransferOp {
-  OpId id = 0;                      // set by SubmitTransferGraph
+  OpId id = 0;  // set by SubmitTransferGraph
   Route route = Route::kDeviceToCpu;
   EngineHandle engine = 0;
   uint32_t rank = 0;
-  OpKey key = 0;                    // meets the engine half of the same key in the rank's agent
+  OpKey key = 0;  // meets the engine half of the same key in the rank's agent
   std::vector<ArenaPlace> blocks;
-  std::vector<uint32_t> after;      // indexes of ops in the same graph that must end first, successfully
+  std::vector<uint32_t>
+      after;  // indexes of ops in the same graph that must end first, successfully
 };
 
 struct TransferGraph {
@@ -38,7 +41,8 @@ struct TransferGraph {
 
 enum class OpStatus : uint8_t { kOk = 0, kPartial = 1, kFailed = 2 };
 
-// What became of one op. `failed` names positions in TransferOp::blocks, ascending; all of them when kFailed.
+// What became of one op. `failed` names positions in TransferOp::blocks, ascending; all of them
+// when kFailed.
 struct OpResult {
   OpId id = 0;
   OpStatus status = OpStatus::kOk;

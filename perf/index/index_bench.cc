@@ -3,8 +3,8 @@
 // The radix tree beside a flat open-addressing table that holds the same blocks (open_table.h), in
 // the same run, one after the other in every repeat. Trees of runs of 8, 64 and 512 blocks; with 64
 // also insert, eviction, hit length and memory. Requests are random leaves, new ones in each
-// repeat, so that the tree is cold. Batches are timed in processor time of the one thread, so that a
-// busy machine does not count as work; single operations by the wall clock.
+// repeat, so that the tree is cold. Batches are timed in processor time of the one thread, so that
+// a busy machine does not count as work; single operations by the wall clock.
 #include <cinttypes>
 #include <memory>
 

@@ -26,7 +26,8 @@ std::string FindDaemon(const std::string& given) {
   if (!given.empty()) return given;
   char self[PATH_MAX] = {};
   if (readlink("/proc/self/exe", self, sizeof(self) - 1) > 0) {
-    const std::filesystem::path build = std::filesystem::path(self).parent_path().parent_path().parent_path();
+    const std::filesystem::path build =
+        std::filesystem::path(self).parent_path().parent_path().parent_path();
     const std::filesystem::path beside = build / "flexkv" / "server" / "flexkvd";
     if (std::filesystem::exists(beside)) return beside.string();
   }
@@ -48,7 +49,8 @@ struct DaemonMatch::Hashes : public HashSource {
 
 absl::StatusOr<std::unique_ptr<DaemonMatch>> DaemonMatch::Start(const std::string& flexkvd) {
   std::unique_ptr<DaemonMatch> match(new DaemonMatch);
-  for (absl::Status status : {match->Launch(FindDaemon(flexkvd)), match->Attach(), match->StoreBlocks()}) {
+  for (absl::Status status :
+       {match->Launch(FindDaemon(flexkvd)), match->Attach(), match->StoreBlocks()}) {
     if (!status.ok()) return status;
   }
   return match;
@@ -66,7 +68,8 @@ absl::Status DaemonMatch::Launch(const std::string& flexkvd) {
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &all);
     sched_setaffinity(0, sizeof(all), &all);
     if (freopen("/dev/null", "w", stderr) == nullptr) _exit(126);
-    execlp(flexkvd.c_str(), "flexkvd", "--socket-dir", folder, "--cpu-cache-bytes", "256MiB", nullptr);
+    execlp(flexkvd.c_str(), "flexkvd", "--socket-dir", folder, "--cpu-cache-bytes", "256MiB",
+           nullptr);
     _exit(127);
   }
   const std::string socket = folder_ + "/daemon.sock";
@@ -98,8 +101,12 @@ absl::Status DaemonMatch::Attach() {
   scheduler_ = *std::move(session);
 
   tensor_.resize(size_t{kBlocks + 1} * kBlockBytes);
-  TensorView tensor{"layer.0", reinterpret_cast<uintptr_t>(tensor_.data()), 1,
-                    {kBlocks + 1, kBlockBytes}, {kBlockBytes, 1}, 0};
+  TensorView tensor{"layer.0",
+                    reinterpret_cast<uintptr_t>(tensor_.data()),
+                    1,
+                    {kBlocks + 1, kBlockBytes},
+                    {kBlockBytes, 1},
+                    0};
   absl::StatusOr<KvGroup> group = MakeKvGroup({&tensor, 1}, kTokensPerBlock);
   if (!group.ok()) return group.status();
   KvLayout layout;
@@ -137,10 +144,11 @@ absl::Status DaemonMatch::StoreBlocks() {
   }
   const SchedulerStats stats = scheduler_->stats();
   const WorkerStats worker = worker_->stats();
-  return absl::DeadlineExceededError(absl::StrCat(
-      "the blocks did not become ready: puts ", stats.puts, ", ready ", stats.ready, ", breaker ",
-      stats.breaker_open, ", timeouts ", stats.lookup_timeouts, ", stores ", worker.agent.stores,
-      ", orphans ", worker.agent.orphans, ", refused ", worker.agent.refused, ", failed ", worker.agent.failed));
+  return absl::DeadlineExceededError(
+      absl::StrCat("the blocks did not become ready: puts ", stats.puts, ", ready ", stats.ready,
+                   ", breaker ", stats.breaker_open, ", timeouts ", stats.lookup_timeouts,
+                   ", stores ", worker.agent.stores, ", orphans ", worker.agent.orphans,
+                   ", refused ", worker.agent.refused, ", failed ", worker.agent.failed));
 }
 
 void DaemonMatch::Match() {

@@ -17,7 +17,8 @@ class DaemonMatch {
  public:
   static constexpr uint32_t kBlocks = 1024;
 
-  // Starts the daemon at `flexkvd` ("" = beside this program, then PATH), attaches and stores the blocks.
+  // Starts the daemon at `flexkvd` ("" = beside this program, then PATH), attaches and stores the
+  // blocks.
   static absl::StatusOr<std::unique_ptr<DaemonMatch>> Start(const std::string& flexkvd);
   ~DaemonMatch();
 

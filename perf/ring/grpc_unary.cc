@@ -1,4 +1,5 @@
-// The generic (byte buffer) API: no message type to decode, so the limit is gRPC's own cost and nothing else.
+// The generic (byte buffer) API: no message type to decode, so the limit is gRPC's own cost and
+// nothing else.
 #include "perf/ring/grpc_unary.h"
 
 #include <grpcpp/generic/async_generic_service.h>
@@ -26,7 +27,9 @@ class EchoReactor : public grpc::ServerGenericBidiReactor {
     }
     StartWriteAndFinish(&request_, grpc::WriteOptions(), grpc::Status::OK);
   }
-  void OnDone() override { delete this; }  // gRPC owns the moment: nothing of the call is used after it
+  void OnDone() override {
+    delete this;
+  }  // gRPC owns the moment: nothing of the call is used after it
 
  private:
   grpc::ByteBuffer request_;

@@ -1,4 +1,5 @@
-// One gRPC unary call with a 16-byte body over a Unix socket to a process of its own: what the rings replace.
+// One gRPC unary call with a 16-byte body over a Unix socket to a process of its own: what the
+// rings replace.
 #pragma once
 
 #include <sys/types.h>
@@ -10,7 +11,7 @@ namespace flexkv::bench {
 
 class GrpcUnary {
  public:
-  GrpcUnary();   // forks the echo server; aborts when it does not come up
+  GrpcUnary();  // forks the echo server; aborts when it does not come up
   ~GrpcUnary();
   void Call();
 

@@ -1,11 +1,13 @@
 // What a question to the daemon costs, each result beside its limit in the same run:
 //
-//   ring.rtt_spin   message there and back over two rings, both sides spinning   | one bare cache line there and back
-//   ring.wake       the same with both sides asleep in the kernel                | a bare futex pair
-//   match.spin      match of 1,024 blocks through a real daemon, back to back    | one gRPC unary, back to back
-//   match.blocked   the same after an idle millisecond                           | one gRPC unary after an idle millisecond
+//   ring.rtt_spin   message there and back over two rings, both sides spinning   | one bare cache
+//   line there and back ring.wake       the same with both sides asleep in the kernel | a bare
+//   futex pair match.spin      match of 1,024 blocks through a real daemon, back to back    | one
+//   gRPC unary, back to back match.blocked   the same after an idle millisecond | one gRPC unary
+//   after an idle millisecond
 //
-// The peer is a process of its own, on another core where there is one. Rounds of result and limit alternate.
+// The peer is a process of its own, on another core where there is one. Rounds of result and limit
+// alternate.
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -146,7 +148,8 @@ double RingRoundTrip(bool sleep, int count) {
     return message;
   };
   Peer peer([&] {
-    shm::RingConsumer requests(&pair.view.header->requests, pair.view.request_slots, pair.view.request_payload);
+    shm::RingConsumer requests(&pair.view.header->requests, pair.view.request_slots,
+                               pair.view.request_payload);
     shm::RingProducer replies(&pair.view.header->completions, pair.view.completion_slots,
                               pair.view.completion_payload);
     while (true) {
@@ -154,7 +157,8 @@ double RingRoundTrip(bool sleep, int count) {
       shm::RingBell(&pair.view.header->client_bell);
     }
   });
-  shm::RingProducer requests(&pair.view.header->requests, pair.view.request_slots, pair.view.request_payload);
+  shm::RingProducer requests(&pair.view.header->requests, pair.view.request_slots,
+                             pair.view.request_payload);
   shm::RingConsumer replies(&pair.view.header->completions, pair.view.completion_slots,
                             pair.view.completion_payload);
   return MedianRoundTrip(count, [&] {
@@ -185,10 +189,12 @@ int Main(int argc, char** argv) {
   if (const std::string path = args.Get("grpc-echo", ""); !path.empty()) return RunGrpcEcho(path);
   JsonSink sink(args.Get("json", ""));
   PinTo(0);
-  Compare(&sink, "ring.rtt_spin", "bare cache line", [] { return RingRoundTrip(false, 20000); },
-          BareCacheLine);
-  Compare(&sink, "ring.wake", "bare futex pair", [] { return RingRoundTrip(true, 3000); },
-          BareFutexPair);
+  Compare(
+      &sink, "ring.rtt_spin", "bare cache line", [] { return RingRoundTrip(false, 20000); },
+      BareCacheLine);
+  Compare(
+      &sink, "ring.wake", "bare futex pair", [] { return RingRoundTrip(true, 3000); },
+      BareFutexPair);
 
   absl::StatusOr<std::unique_ptr<DaemonMatch>> match = DaemonMatch::Start(args.Get("flexkvd", ""));
   if (!match.ok()) {
@@ -197,7 +203,8 @@ int Main(int argc, char** argv) {
   }
   GrpcUnary unary;
   const auto idle = [] { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
-  const auto timed = [](int count, const std::function<void()>& before, const std::function<void()>& call) {
+  const auto timed = [](int count, const std::function<void()>& before,
+                        const std::function<void()>& call) {
     std::vector<double> samples;
     for (int i = 0; i < count; ++i) {
       before();
@@ -207,12 +214,20 @@ int Main(int argc, char** argv) {
     }
     return Median(samples);
   };
-  Compare(&sink, "match.spin", "gRPC unary",
-          [&] { return timed(2000, [] {}, [&] { (*match)->Match(); }); },
-          [&] { return timed(2000, [] {}, [&] { unary.Call(); }); });
-  Compare(&sink, "match.blocked", "gRPC unary after 1 ms idle",
-          [&] { return timed(300, idle, [&] { (*match)->Match(); }); },
-          [&] { return timed(300, idle, [&] { unary.Call(); }); });
+  Compare(
+      &sink, "match.spin", "gRPC unary",
+      [&] {
+        return timed(
+            2000, [] {}, [&] { (*match)->Match(); });
+      },
+      [&] {
+        return timed(
+            2000, [] {}, [&] { unary.Call(); });
+      });
+  Compare(
+      &sink, "match.blocked", "gRPC unary after 1 ms idle",
+      [&] { return timed(300, idle, [&] { (*match)->Match(); }); },
+      [&] { return timed(300, idle, [&] { unary.Call(); }); });
   return 0;
 }
 

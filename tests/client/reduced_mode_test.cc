@@ -1,4 +1,5 @@
-// The plan board, and both sessions talking over it: blocks held until their store ended, whatever the daemon does.
+// The plan board, and both sessions talking over it: blocks held until their store ended, whatever
+// the daemon does.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -15,9 +16,9 @@
 namespace flexkv {
 namespace {
 
-using shm::MessageType;
 using ::flexkv::testing::ScriptedClient;
 using ::flexkv::testing::ScriptedDaemon;
+using shm::MessageType;
 
 TEST(PlanBoardTest, EveryRankReadsEveryPlanInOrder) {
   const uint64_t seed = TestSeed();
@@ -83,8 +84,12 @@ class ReducedModeTest : public ::testing::Test {
     scheduler.min_load_tokens = 0;
     scheduler_ = *SchedulerSession::Open(scheduler, &chain_);
     scheduler_client_ = daemon_.Accept();
-    TensorView view{"layer.0", reinterpret_cast<uintptr_t>(tensor_.data()), 1,
-                    {kBlocks, kBlockBytes}, {kBlockBytes, 1}, 0};
+    TensorView view{"layer.0",
+                    reinterpret_cast<uintptr_t>(tensor_.data()),
+                    1,
+                    {kBlocks, kBlockBytes},
+                    {kBlockBytes, 1},
+                    0};
     KvLayout layout;
     layout.groups.push_back(*MakeKvGroup({&view, 1}, 16));
     layout.descriptor = "one layer";
@@ -154,8 +159,8 @@ TEST_F(ReducedModeTest, BlocksAreHeldUntilTheirStoreEnded) {
   worker_client_->Reply(op, std::as_bytes(std::span(blocks)));
   EXPECT_TRUE(ReleasedWithin(2000));
   for (uint32_t i = 0; i < 4; ++i) {
-    EXPECT_TRUE(ContentMatches(HashFromNumber(i), 0,
-                               mapping.span().subspan(i * kBlockBytes, kBlockBytes)));
+    EXPECT_TRUE(
+        ContentMatches(HashFromNumber(i), 0, mapping.span().subspan(i * kBlockBytes, kBlockBytes)));
   }
 }
 

@@ -17,8 +17,10 @@ class RingTest : public ::testing::Test {
     memory_ = std::make_unique<std::byte[]>(kRegionBytes + 4096);
     auto address = (reinterpret_cast<uintptr_t>(memory_.get()) + 4095) & ~uintptr_t{4095};
     view_ = std::make_unique<RegionView>(reinterpret_cast<std::byte*>(address));
-    producer_ = RingProducer(&view_->header->requests, view_->request_slots, view_->request_payload);
-    consumer_ = RingConsumer(&view_->header->requests, view_->request_slots, view_->request_payload);
+    producer_ =
+        RingProducer(&view_->header->requests, view_->request_slots, view_->request_payload);
+    consumer_ =
+        RingConsumer(&view_->header->requests, view_->request_slots, view_->request_payload);
   }
   static Message Make(uint64_t op) {
     Message message;
@@ -87,11 +89,11 @@ TEST_F(RingTest, HostilePayloadPositionsAreViolations) {
     uint64_t position;
     uint32_t bytes;
   } kCases[] = {
-      {0, kMaxPayload + 1},             // too long
-      {kPayloadBytes - 8, 16},          // would wrap past the end
-      {uint64_t{kPayloadBytes} * 4, 8}, // far ahead
-      {UINT64_MAX - 7, 8},              // behind
-      {kPayloadBytes, 8},               // just out of the window
+      {0, kMaxPayload + 1},              // too long
+      {kPayloadBytes - 8, 16},           // would wrap past the end
+      {uint64_t{kPayloadBytes} * 4, 8},  // far ahead
+      {UINT64_MAX - 7, 8},               // behind
+      {kPayloadBytes, 8},                // just out of the window
   };
   for (const auto& bad : kCases) {
     RingProducer producer(&view_->header->completions, view_->completion_slots,

@@ -14,9 +14,9 @@
 namespace flexkv {
 namespace {
 
-using shm::MessageType;
 using ::flexkv::testing::ScriptedClient;
 using ::flexkv::testing::ScriptedDaemon;
+using shm::MessageType;
 
 constexpr uint32_t kBlock = 16;
 
@@ -320,7 +320,8 @@ TEST_F(SchedulerSessionTest, BlocksGivenBackAreNotStoredLater) {
   NewRequest("a", 1, 4);
   AnswerLookup(0);
   ASSERT_EQ(MatchedEventually("a", 0, 64), 0);
-  hashes_.SetTable({kNullBlock, kNullBlock, 12, 13});  // the first two left the window before they were stored
+  hashes_.SetTable(
+      {kNullBlock, kNullBlock, 12, 13});  // the first two left the window before they were stored
   session_->BeginStep(64);
   session_->ScheduledNew("a", Ids(10, 4), 0, 64);
   EXPECT_TRUE(Step().ops.empty());

@@ -1,5 +1,6 @@
-// The daemon's side of the protocol under a test's control: accepts clients, lets the test read each request and
-// write each completion. Real sockets, memfds and rings; only the decisions are the test's.
+// The daemon's side of the protocol under a test's control: accepts clients, lets the test read
+// each request and write each completion. Real sockets, memfds and rings; only the decisions are
+// the test's.
 #pragma once
 
 #include <cstdint>

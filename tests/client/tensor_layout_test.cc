@@ -8,7 +8,8 @@ namespace {
 
 constexpr uintptr_t kBase = 0x10000;
 
-TensorView Tensor(std::vector<int64_t> shape, std::vector<int64_t> strides, uint32_t block_dim = 0) {
+TensorView Tensor(std::vector<int64_t> shape, std::vector<int64_t> strides,
+                  uint32_t block_dim = 0) {
   TensorView view;
   view.layer = "layer.0";
   view.data = kBase;
@@ -62,7 +63,7 @@ TEST(TensorLayoutTest, SharedLayersAreTakenOnce) {
 }
 
 TEST(TensorLayoutTest, OddTensorsAreRefusedInOneSentence) {
-  TensorView expanded = Tensor({10, 4, 64}, {64, 0, 1});     // stride 0: the same bytes four times
+  TensorView expanded = Tensor({10, 4, 64}, {64, 0, 1});  // stride 0: the same bytes four times
   TensorView negative = Tensor({10, 64}, {-64, 1});
   TensorView no_dim = Tensor({10, 64}, {64, 1}, 2);
   TensorView overlapping = Tensor({10, 4, 64}, {256, 32, 1});

@@ -1,4 +1,5 @@
-// The worker's half against a scripted daemon: real agent, real memory, every promise reported once.
+// The worker's half against a scripted daemon: real agent, real memory, every promise reported
+// once.
 #include "flexkv/client/worker_session.h"
 
 #include <gtest/gtest.h>
@@ -14,9 +15,9 @@
 namespace flexkv {
 namespace {
 
-using shm::MessageType;
 using ::flexkv::testing::ScriptedClient;
 using ::flexkv::testing::ScriptedDaemon;
+using shm::MessageType;
 
 constexpr uint32_t kBlocks = 32;
 constexpr uint32_t kBlockBytes = 8192;

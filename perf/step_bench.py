@@ -62,6 +62,8 @@ class Meter:
     def __init__(self, connector: Any, hooks: tuple[str, ...]) -> None:
         self.spent_ns = 0
         self.seen: set[str] = set()
+        self._by_hook: dict[str, float] = {}
+        self.hooks: dict[str, dict[str, list[float]]] = {}  # kind of step -> hook -> us, step by step
         self._overhead_ns = self._empty_call_ns()
         for hook in hooks:
             setattr(connector, hook, self._timed(hook, getattr(connector, hook)))
@@ -72,7 +74,9 @@ class Meter:
         def timed(*values: Any, **named: Any) -> Any:
             start = clock()
             result = call(*values, **named)
-            self.spent_ns += clock() - start - self._overhead_ns
+            spent = clock() - start - self._overhead_ns
+            self.spent_ns += spent
+            self._by_hook[hook] = self._by_hook.get(hook, 0) + spent / 1000
             self.seen.add(hook)
             return result
 
@@ -90,10 +94,19 @@ class Meter:
             times.append(time.thread_time_ns() - start)
         return int(percentile(times, 0.5))
 
-    def take_us(self) -> float:
+    def take_us(self, kind: str) -> float:
         spent, self.spent_ns = self.spent_ns, 0
+        hooks = self.hooks.setdefault(kind, {})
+        for hook, us in self._by_hook.items():
+            hooks.setdefault(hook, []).append(us)
+        self._by_hook.clear()
         self.seen.clear()
         return max(0.0, spent / 1000)
+
+    def print_hooks(self) -> None:
+        for kind, hooks in self.hooks.items():
+            shares = ", ".join(f"{hook} {percentile(us, 0.5):.0f}" for hook, us in hooks.items())
+            print(f"# {kind}: {shares} (us a step, p50)", file=sys.stderr)
 
 
 class IdleEngine(Engine):
@@ -128,9 +141,9 @@ def measure(engine: Engine, rounds: int, quiet_steps: int) -> dict[str, list[flo
         # Up to build_connector_meta inside schedule(), then the rest of this step, which counts to the next.
         output = engine.scheduler.schedule()
         kind = " new" if "on_new_request" in scheduler.seen else ""
-        results["scheduler" + kind].append(scheduler.take_us())
+        results["scheduler" + kind].append(scheduler.take_us("scheduler" + kind))
         result = engine._execute(output)
-        results["worker" + kind].append(worker.take_us())
+        results["worker" + kind].append(worker.take_us("worker" + kind))
         engine.scheduler.update_from_output(output, result)
 
     for i in range(RUNNING):
@@ -141,6 +154,8 @@ def measure(engine: Engine, rounds: int, quiet_steps: int) -> dict[str, list[flo
         step()
     for values in results.values():
         values.clear()
+    scheduler.hooks.clear()
+    worker.hooks.clear()
     for round_number in range(rounds):
         for i in range(NEW):
             # Half come back: their prompts are held by the daemon, and their blocks are loaded.
@@ -152,6 +167,8 @@ def measure(engine: Engine, rounds: int, quiet_steps: int) -> dict[str, list[flo
             step()
             if i < NEW:  # as many end as came, one by one
                 engine.abort(running.pop(0))
+    scheduler.print_hooks()
+    worker.print_hooks()
     return results
 
 

@@ -7,8 +7,6 @@
 // it is done even when Destroy comes in between.
 #include <pthread.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,7 +27,12 @@
 namespace flexkv {
 namespace {
 
-constexpr uint64_t kPieceBytes = kSegmentAlign;
+// Populating holds the address space's lock against whoever maps memory, the control thread's
+// malloc included. A niced thread that is preempted with it blocks them for as long as the engine
+// keeps the cores busy; so pieces are much shorter than a time slice and the thread sleeps between
+// them, which also leaves it time to run when it wakes.
+constexpr uint64_t kPieceBytes = 256 << 10;  // of ordinary pages, about 0.1 ms
+constexpr int kRestsPerPiece = 2;            // so long it sleeps for the time that a piece took
 
 struct Segment {
   UniqueFd fd;
@@ -132,8 +135,6 @@ void MemfdSegmentStore::Impl::Advise(Segment& segment) const {
 
 void MemfdSegmentStore::Impl::Run() {
   pthread_setname_np(pthread_self(), "flexkv-prefault");
-  // Behind everything that answers requests.
-  setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);
   std::unique_lock<std::mutex> lock(mutex);
   while (!stopping) {
     if (!to_release.empty()) {
@@ -172,10 +173,13 @@ void MemfdSegmentStore::Impl::PrefaultPiece(std::unique_lock<std::mutex>& lock) 
     segment->inspected = true;
     return;
   }
-  const uint64_t bytes = std::min(kPieceBytes, segment->memory.size() - done);
+  const uint64_t piece = segment->hugetlb ? kSegmentAlign : kPieceBytes;
+  const uint64_t bytes = std::min(piece, segment->memory.size() - done);
   prefaulting = true;
   lock.unlock();
+  const auto start = std::chrono::steady_clock::now();
   const int error = Populate(segment->fd.get(), segment->memory.subspan(done, bytes), done);
+  std::this_thread::sleep_for(kRestsPerPiece * (std::chrono::steady_clock::now() - start));
   lock.lock();
   prefaulting = false;
   (error == 0 ? segment->prefaulted_bytes : segment->failed_bytes) += bytes;

@@ -34,7 +34,7 @@ struct MemfdSegmentStoreOptions {
   bool use_hugetlb = true;  // try 2 MiB hugetlb pages first when the system has free ones
   bool use_thp = true;      // else MADV_HUGEPAGE, where shmem_enabled allows it
   bool lock_memory = true;  // mlock as far as RLIMIT_MEMLOCK allows; never an error
-  bool prefault = true;     // populate in a background thread, 2 MiB pieces, oldest segment first
+  bool prefault = true;     // populate in a background thread, small pieces, oldest segment first
   int numa_node = -1;       // bind to this node; -1 leaves it to the kernel
   // Create is refused when it would leave the system or the cgroup less than this (pages promised
   // to earlier segments and not yet there count as used): a refused segment is a smaller cache, a

@@ -85,6 +85,7 @@ class PyScheduler {
 
  private:
   struct Names;  // interned attribute names
+  void PrefetchBlockId(PyObject* block) const;
   uint32_t BlockId(nb::handle block);
   void StepNew(nb::handle new_request, nb::handle num_scheduled);
   void StepCached(nb::handle cached, nb::handle num_scheduled);

@@ -49,20 +49,23 @@ void PyWorker::Fence(nb::bytes plan) {
 
 void PyWorker::Bind(nb::bytes plan) {
   const std::span<const std::byte> view = View(plan);
-  const PlanHeader header = Header(view);
-  if (header.num_ops == 0 && header.num_fences == 0) return;
-  if (header.number > bound_plan_ && header.num_ops > 0 && ParsePlan(view, &plan_).ok()) {
-    bound_plan_ = header.number;
-    for (PlanOpView& op : plan_.ops) {
+  if (Header(view).num_ops == 0 && Header(view).num_fences == 0) return;
+  if (!ParsePlan(view, &plan_).ok()) {
+    if (session_ != nullptr) session_->Bind(view);  // counts it
+    return;
+  }
+  if (plan_.number > bound_plan_) {
+    bound_plan_ = plan_.number;
+    for (const PlanOpView& op : plan_.ops) {
       if (op.op.id_bytes == 0) continue;  // a store
       if (session_ == nullptr) {
-        failed_.emplace_back(std::move(op.request_id), std::move(op.block_ids));
+        failed_.emplace_back(op.request_id, op.block_ids);
       } else {
-        loads_[std::move(op.request_id)] = std::move(op.block_ids);
+        loads_[op.request_id] = op.block_ids;
       }
     }
   }
-  if (session_ != nullptr) session_->Bind(view);
+  if (session_ != nullptr) session_->Bind(&plan_);
 }
 
 void PyWorker::StepDone() {

@@ -157,12 +157,17 @@ def measure(engine: Engine, rounds: int, quiet_steps: int) -> dict[str, list[flo
     scheduler.hooks.clear()
     worker.hooks.clear()
     for round_number in range(rounds):
+        # vLLM makes requests (and hashes their prompts) in its input thread; the scheduler's thread takes all that wait
+        # in one go before a step.
+        arrived = []
         for i in range(NEW):
             # Half come back: their prompts are held by the daemon, and their blocks are loaded.
             seed = serial if (round_number + i) % 2 else serial % RUNNING
-            engine.add(f"q{serial}", prompt(seed), max_tokens=4000)
+            arrived.append(engine.make_request(f"q{serial}", prompt(seed), max_tokens=4000))
             running.append(f"q{serial}")
             serial += 1
+        for request in arrived:
+            engine.scheduler.add_request(request)
         for i in range(quiet_steps):
             step()
             if i < NEW:  # as many end as came, one by one

@@ -39,9 +39,15 @@ Channel::Channel(SharedMapping region, SharedMapping doorbell, uint64_t boot_id)
       producer_(&view_.header->requests, view_.request_slots, view_.request_payload),
       consumer_(&view_.header->completions, view_.completion_slots, view_.completion_payload) {}
 
+bool Channel::Post(const shm::Message& message, std::span<const std::byte> payload) {
+  return alive() && producer_.Push(message, payload);
+}
+
+void Channel::Ring() { shm::RingBell(reinterpret_cast<shm::Bell*>(doorbell_.data())); }
+
 bool Channel::Push(const shm::Message& message, std::span<const std::byte> payload) {
-  if (!alive() || !producer_.Push(message, payload)) return false;
-  shm::RingBell(reinterpret_cast<shm::Bell*>(doorbell_.data()));
+  if (!Post(message, payload)) return false;
+  Ring();
   return true;
 }
 

@@ -32,8 +32,12 @@ class Channel {
   bool alive() const { return alive_.load(std::memory_order_acquire); }
   void MarkDead() { alive_.store(false, std::memory_order_release); }
 
-  // Client thread only. Push rings the daemon's bell; false: full or dead.
-  bool Push(const shm::Message& message, std::span<const std::byte> payload = {});
+  // Client thread only. False: full or dead. Post leaves the bell alone: the daemon sees the
+  // message when it next looks (Ring, another client, or its own tick, 100 ms at most). A system
+  // call for each message of a step would cost more than all else a step does.
+  bool Post(const shm::Message& message, std::span<const std::byte> payload = {});
+  void Ring();
+  bool Push(const shm::Message& message, std::span<const std::byte> payload = {});  // Post and Ring
   shm::PopResult Pop(shm::Message* message, std::vector<std::byte>* payload) {
     return consumer_.Pop(message, payload);
   }

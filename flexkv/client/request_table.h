@@ -39,8 +39,7 @@ struct SchedulerRequest {
   bool recorded = false;               // counted in the hit rate
   uint32_t local_computed_tokens = 0;  // at the latest MatchedTokens
   uint32_t offered_tokens = 0;
-  TimeNs blocked_since = 0;   // waiting for another request's load of the same prefix
-  uint32_t taken_tokens = 0;  // by the latest load
+  TimeNs blocked_since = 0;  // waiting for another request's load of the same prefix
 
   std::vector<uint32_t> block_ids;  // GPU block ids from the first token on
   uint32_t stored_blocks =
@@ -49,22 +48,25 @@ struct SchedulerRequest {
 };
 
 struct SchedulerLoad {
+  // Are these blocks of the request under way?
+  bool Covers(uint32_t block) const { return block >= first && block - first < count; }
+
   OpKey key = 0;
-  std::string request_id;
-  uint32_t first = 0;  // first block loaded
+  std::shared_ptr<const SchedulerRequest> request;  // its hashes outlive its place in the table
+  uint32_t first = 0;                               // first block loaded
+  uint32_t count = 0;
   TimeNs started_at = 0;
-  std::vector<BlockHash> hashes;  // of the blocks loaded
   std::vector<uint32_t> block_ids;
   bool lost = false;   // its daemon is gone: others need not wait for it
   bool ended = false;  // arrived, but the engine has not looked at the request since
 };
 
-// Requests by id. Pointers stay valid until Erase.
+// Requests by id. Pointers stay valid until Erase, shared ones longer.
 class RequestTable {
  public:
   SchedulerRequest* Add(absl::string_view id) {
-    std::unique_ptr<SchedulerRequest>& slot = requests_[id];
-    slot = std::make_unique<SchedulerRequest>();
+    std::shared_ptr<SchedulerRequest>& slot = requests_[id];
+    slot = std::make_shared<SchedulerRequest>();
     slot->id = std::string(id);
     slot->key = next_key_++;
     by_key_[slot->key] = slot.get();
@@ -78,6 +80,10 @@ class RequestTable {
     auto it = by_key_.find(key);
     return it == by_key_.end() ? nullptr : it->second;
   }
+  // REQUIRES: request is in the table.
+  std::shared_ptr<const SchedulerRequest> Share(const SchedulerRequest* request) const {
+    return requests_.at(request->id);
+  }
   void Erase(absl::string_view id) {
     auto it = requests_.find(id);
     if (it == requests_.end()) return;
@@ -90,7 +96,7 @@ class RequestTable {
   }
 
  private:
-  absl::flat_hash_map<std::string, std::unique_ptr<SchedulerRequest>> requests_;
+  absl::flat_hash_map<std::string, std::shared_ptr<SchedulerRequest>> requests_;
   absl::flat_hash_map<RequestKey, SchedulerRequest*> by_key_;
   RequestKey next_key_ = 1;
 };

@@ -23,8 +23,8 @@ namespace {
 
 constexpr TimeNs kSpinNs = 20 * kNsPerUs;
 constexpr TimeNs kReportEveryNs = kNsPerSecond;
-constexpr uint32_t kMaxPutBlocks =
-    4096;  // per message; a longer run goes in several steps' messages
+// Per message; a longer run goes in several steps' messages.
+constexpr uint32_t kMaxPutBlocks = 4096;
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -61,6 +61,8 @@ class StoreSources {
 
 }  // namespace
 
+using Loads = absl::flat_hash_map<OpKey, SchedulerLoad>;
+
 struct SchedulerSession::Impl {
   Options options;
   HashSource* hash_source = nullptr;
@@ -71,8 +73,10 @@ struct SchedulerSession::Impl {
 
   bool ready = false;         // daemon says: all ranks attached
   bool breaker_open = false;  // a lookup timed out and nothing was heard since
+  bool bell_due = false;      // messages were pushed that the daemon was not woken for
+  bool rang_for_new = false;  // for the first request that arrived since the last step
   RequestTable requests;
-  absl::flat_hash_map<OpKey, SchedulerLoad> loads;
+  Loads loads;
   StoreSources sources;
   OpKey next_op = 1;
   uint32_t next_sequence = 1;
@@ -106,6 +110,7 @@ struct SchedulerSession::Impl {
   bool Usable();
   void OnEngineChanged();
   bool Push(const shm::Message& message, std::span<const std::byte> bytes = {});
+  void RingIfDue();
   void Drain();
   void HandleCompletion(const shm::Message& message);
   void HandleLookupReply(const shm::Message& message);
@@ -117,6 +122,8 @@ struct SchedulerSession::Impl {
   void ReleaseLease(SchedulerRequest* request);
   void StartLoad(SchedulerRequest* request, uint32_t num_external_tokens);
   void SettleLoad(std::string_view id);
+  // Of the request, under way or (ended) waiting to be settled; loads.end() when there is none.
+  Loads::iterator FindLoad(std::string_view id, bool ended);
   void RecordGet(SchedulerRequest* request, uint32_t taken_tokens);
   // The op's key, 0 when nothing was offered.
   OpKey Store(SchedulerRequest* request, uint32_t num_computed_after);
@@ -157,9 +164,19 @@ void SchedulerSession::Impl::OnEngineChanged() {
 }
 
 bool SchedulerSession::Impl::Push(const shm::Message& message, std::span<const std::byte> bytes) {
-  if (channel != nullptr && channel->Push(message, bytes)) return true;
+  if (channel != nullptr && channel->Post(message, bytes)) {
+    bell_due = true;
+    return true;
+  }
   ++stats.ring_full;
   return false;
+}
+
+// Wakes the daemon for all that was pushed since the last time: once for new questions, once at the
+// end of a step. Ends of requests and records may wait for the next of these, or the daemon's tick.
+void SchedulerSession::Impl::RingIfDue() {
+  if (!std::exchange(bell_due, false) || channel == nullptr) return;
+  channel->Ring();
 }
 
 void SchedulerSession::Impl::Drain() {
@@ -246,6 +263,7 @@ void SchedulerSession::Impl::PostLookup(SchedulerRequest* request) {
 
 // Waits a bounded moment for a posted lookup: spins first, then sleeps on the bell.
 void SchedulerSession::Impl::AwaitAnswer(SchedulerRequest* request) {
+  RingIfDue();
   const TimeNs start = clock.Now();
   const TimeNs wait = options.lookup_wait_us * kNsPerUs;
   while (request->lookup == LookupState::kPosted) {
@@ -266,11 +284,8 @@ void SchedulerSession::Impl::AwaitAnswer(SchedulerRequest* request) {
 
 bool SchedulerSession::Impl::BlockedByOtherLoad(SchedulerRequest* request, uint32_t first_block) {
   for (const auto& [key, load] : loads) {
-    if (load.lost || first_block < load.first || first_block - load.first >= load.hashes.size() ||
-        first_block >= request->hashes.size()) {
-      continue;
-    }
-    if (!(load.hashes[first_block - load.first] == request->hashes[first_block])) continue;
+    if (load.lost || !load.Covers(first_block) || first_block >= request->hashes.size()) continue;
+    if (!(load.request->hashes[first_block] == request->hashes[first_block])) continue;
     const TimeNs now = clock.Now();
     if (request->blocked_since == 0) {
       request->blocked_since = now;
@@ -296,6 +311,9 @@ void SchedulerSession::NewRequest(std::string_view id, uint32_t num_prompt_token
   if (!impl.Usable()) return;
   impl.Drain();
   if (impl.ready && !impl.breaker_open) impl.PostLookup(request);
+  // The answer shall be there when the request is considered for scheduling. Once is enough for all
+  // that arrive before a step: the daemon is awake then, or AwaitAnswer wakes it again.
+  if (!std::exchange(impl.rang_for_new, true)) impl.RingIfDue();
 }
 
 int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_computed_tokens,
@@ -373,7 +391,7 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   const uint32_t block = options.tokens_per_block;
   SchedulerLoad load;
   load.key = next_op++;
-  load.request_id = request->id;
+  load.request = requests.Share(request);
   load.first = request->local_computed_tokens / block;
   load.started_at = clock.Now();
   uint32_t count = num_external_tokens / block;
@@ -387,10 +405,7 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   load.block_ids.assign(
       request->block_ids.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, end)),
       request->block_ids.begin() + static_cast<ptrdiff_t>(end));
-  const size_t hash_end = std::min(size_t{load.first} + count, request->hashes.size());
-  load.hashes.assign(
-      request->hashes.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, hash_end)),
-      request->hashes.begin() + static_cast<ptrdiff_t>(hash_end));
+  load.count = static_cast<uint32_t>(load.block_ids.size());
 
   shm::Message message = MakeMessage(shm::MessageType::kLoad);
   message.request = request->key;
@@ -398,14 +413,14 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   message.lease = request->lease;
   message.first = load.first;
   message.count = count;
-  const bool complete = count > 0 && load.block_ids.size() == count && load.hashes.size() == count;
+  const bool complete =
+      count > 0 && load.count == count && size_t{load.first} + count <= request->hashes.size();
   const bool sent = complete && request->lease != 0 && Usable() && ready && Push(message);
   step_ops.push_back({load.key, Route::kCpuToDevice, !sent, load.block_ids, request->id});
   OwnBlocks(load.block_ids, 0);
   request->lease = 0;  // the daemon's op holds it now
   request->lookup = LookupState::kNone;
   request->load = load.key;
-  request->taken_tokens = num_external_tokens;
   load.lost = !sent;
   ++stats.loads;
   loads.emplace(load.key, std::move(load));
@@ -413,11 +428,14 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
 
 // The engine has seen the loaded blocks into its own prefix cache: others find them there.
 void SchedulerSession::Impl::SettleLoad(std::string_view id) {
-  for (auto it = loads.begin(); it != loads.end(); ++it) {
-    if (!it->second.ended || it->second.request_id != id) continue;
-    loads.erase(it);
-    return;
-  }
+  const auto load = FindLoad(id, /*ended=*/true);
+  if (load != loads.end()) loads.erase(load);
+}
+
+Loads::iterator SchedulerSession::Impl::FindLoad(std::string_view id, bool ended) {
+  return std::find_if(loads.begin(), loads.end(), [&](const auto& entry) {
+    return entry.second.ended == ended && entry.second.request->id == id;
+  });
 }
 
 void SchedulerSession::BlocksAllocated(std::string_view id, std::span<const uint32_t> block_ids,
@@ -437,35 +455,32 @@ void SchedulerSession::BlocksAllocated(std::string_view id, std::span<const uint
 
 void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
   Impl& impl = *impl_;
-  for (auto it = impl.loads.begin(); it != impl.loads.end(); ++it) {
-    if (it->second.ended || it->second.request_id != id) continue;
-    SchedulerRequest* request = impl.requests.Find(View(id));
-    const uint32_t tokens =
-        static_cast<uint32_t>(it->second.hashes.size()) * impl.options.tokens_per_block;
-    shm::GetRecordBody body;
-    if (failed) {
-      ++impl.stats.load_failures;
-      impl.stats.failed_tokens += tokens;
-      body.failed = tokens;
-    } else {
-      impl.stats.loaded_tokens += tokens;
-      body.loaded = tokens;
-      impl.economics.RecordLoad(tokens, impl.clock.Now() - it->second.started_at);
-    }
-    if (impl.Usable()) impl.Push(MakeMessage(shm::MessageType::kRecordGet), shm::AsBytes(body));
-    if (request != nullptr && request->load == it->first) {
-      request->load = 0;
-      // Otherwise the engine would offer the same blocks for the same request for ever.
-      if (failed) request->nothing_external = true;
-    }
-    // The engine enters loaded blocks into its own prefix cache only when it next looks at this
-    // request; until then others with the same prefix go on waiting (SettleLoad).
-    if (failed || request == nullptr) {
-      impl.loads.erase(it);
-    } else {
-      it->second.ended = true;
-    }
-    return;
+  const auto load = impl.FindLoad(id, /*ended=*/false);
+  if (load == impl.loads.end()) return;
+  const uint32_t tokens = load->second.count * impl.options.tokens_per_block;
+  shm::GetRecordBody body;
+  if (failed) {
+    ++impl.stats.load_failures;
+    impl.stats.failed_tokens += tokens;
+    body.failed = tokens;
+  } else {
+    impl.stats.loaded_tokens += tokens;
+    body.loaded = tokens;
+    impl.economics.RecordLoad(tokens, impl.clock.Now() - load->second.started_at);
+  }
+  if (impl.Usable()) impl.Push(MakeMessage(shm::MessageType::kRecordGet), shm::AsBytes(body));
+  SchedulerRequest* request = impl.requests.Find(View(id));
+  if (request != nullptr && request->load == load->first) {
+    request->load = 0;
+    // Otherwise the engine would offer the same blocks for the same request for ever.
+    if (failed) request->nothing_external = true;
+  }
+  // The engine enters loaded blocks into its own prefix cache only when it next looks at this
+  // request; until then others with the same prefix go on waiting (SettleLoad).
+  if (failed || request == nullptr) {
+    impl.loads.erase(load);
+  } else {
+    load->second.ended = true;
   }
 }
 
@@ -488,15 +503,8 @@ bool SchedulerSession::LoadOutstanding(std::string_view id) const {
 }
 
 std::span<const uint32_t> SchedulerSession::LoadBlocks(std::string_view id) const {
-  for (const auto& [key, load] : impl_->loads) {
-    if (!load.ended && load.request_id == id) return load.block_ids;
-  }
-  return {};
-}
-
-uint32_t SchedulerSession::TakenTokens(std::string_view id) const {
-  const SchedulerRequest* request = impl_->requests.Find(View(id));
-  return request == nullptr ? 0 : request->taken_tokens;
+  const auto load = impl_->FindLoad(id, /*ended=*/false);
+  return load == impl_->loads.end() ? std::span<const uint32_t>() : load->second.block_ids;
 }
 
 // --- steps --------------------------------------------------------------------------------------
@@ -566,6 +574,7 @@ bool SchedulerSession::FinishWithStore(std::string_view id, std::span<const uint
     if (key != 0) impl.step_ops.back().request_id = request->id;  // the workers report it
   }
   RequestFinished(id);
+  impl.RingIfDue();  // there may be no step for a while, and the engine holds the blocks
   return key != 0;
 }
 
@@ -623,6 +632,8 @@ std::span<const std::byte> SchedulerSession::EndStep() {
   impl.step_ops.clear();
   impl.ReportStats(impl.step_began);
   if (!impl.plan.empty()) ++impl.plan_number;
+  impl.RingIfDue();
+  impl.rang_for_new = false;
   return impl.Deliver(impl.plan.Finish());
 }
 
@@ -657,6 +668,7 @@ bool SchedulerSession::ResetCache(uint32_t timeout_ms) {
     request->lease = 0;
     request->matched_blocks = 0;
   });
+  impl.RingIfDue();
   const TimeNs deadline = impl.clock.Now() + timeout_ms * kNsPerMs;
   while (impl.reset_answered < impl.reset_number) {
     const TimeNs now = impl.clock.Now();

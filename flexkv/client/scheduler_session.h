@@ -116,8 +116,6 @@ class SchedulerSession {
   // GPU block ids of the request's load under way (empty when none): to tell which failed blocks
   // are its own.
   std::span<const uint32_t> LoadBlocks(std::string_view id) const;
-  // Tokens taken by the request's latest load.
-  uint32_t TakenTokens(std::string_view id) const;
 
   // --- steps ------------------------------------------------------------------------------------
   void BeginStep(uint32_t total_scheduled_tokens);

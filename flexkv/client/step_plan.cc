@@ -1,5 +1,6 @@
 #include "flexkv/client/step_plan.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace flexkv {
@@ -94,6 +95,7 @@ absl::Status ParsePlan(std::span<const std::byte> bytes, ParsedPlan* plan) {
   plan->number = header.number;
   plan->ops.clear();
   if (!reader.ReadIds(header.num_fences, &plan->fences) || !reader.SkipPadding()) return bad();
+  plan->ops.reserve(std::min<size_t>(header.num_ops, bytes.size() / sizeof(PlanOp)));
   for (uint32_t i = 0; i < header.num_ops; ++i) {
     PlanOpView& view = plan->ops.emplace_back();
     if (!reader.Read(&view.op, sizeof(view.op)) ||

@@ -115,7 +115,7 @@ struct WorkerSession::Impl {
   void NoteEndedStores(std::span<const AgentResult> results);
 
   bool Parse(std::span<const std::byte> bytes);
-  void FenceParsed();
+  void FenceParsed(const ParsedPlan& parsed);
   void SubmitOp(PlanOpView& view, bool is_attached);
   void Fail(const std::string& request_id, std::span<const uint32_t> block_ids);
   void TakeAgentResults(Report* report);
@@ -243,10 +243,10 @@ bool WorkerSession::Impl::Parse(std::span<const std::byte> bytes) {
   return false;
 }
 
-void WorkerSession::Impl::FenceParsed() {
-  if (plan.number <= fenced_plan) return;
-  fenced_plan = plan.number;
-  if (!plan.fences.empty()) agent->FenceBlocks(plan.fences);
+void WorkerSession::Impl::FenceParsed(const ParsedPlan& parsed) {
+  if (parsed.number <= fenced_plan) return;
+  fenced_plan = parsed.number;
+  if (!parsed.fences.empty()) agent->FenceBlocks(parsed.fences);
 }
 
 void WorkerSession::Impl::Fail(const std::string& request_id, std::span<const uint32_t> block_ids) {
@@ -402,16 +402,19 @@ WorkerSession::~WorkerSession() {
 }
 
 void WorkerSession::Fence(std::span<const std::byte> plan) {
-  if (!plan.empty() && impl_->Parse(plan)) impl_->FenceParsed();
+  if (!plan.empty() && impl_->Parse(plan)) impl_->FenceParsed(impl_->plan);
 }
 
 void WorkerSession::Bind(std::span<const std::byte> plan) {
-  if (plan.empty() || !impl_->Parse(plan)) return;
-  impl_->FenceParsed();
-  if (impl_->plan.number <= impl_->bound_plan) return;
-  impl_->bound_plan = impl_->plan.number;
+  if (!plan.empty() && impl_->Parse(plan)) Bind(&impl_->plan);
+}
+
+void WorkerSession::Bind(ParsedPlan* plan) {
+  impl_->FenceParsed(*plan);
+  if (plan->number <= impl_->bound_plan) return;
+  impl_->bound_plan = plan->number;
   const bool is_attached = impl_->attached.load(std::memory_order_acquire);
-  for (PlanOpView& view : impl_->plan.ops) impl_->SubmitOp(view, is_attached);
+  for (PlanOpView& view : plan->ops) impl_->SubmitOp(view, is_attached);
 }
 
 void WorkerSession::StepDone() { impl_->agent->StepDone(); }

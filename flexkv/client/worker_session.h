@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "flexkv/base/kv_layout.h"
+#include "flexkv/client/step_plan.h"
 #include "flexkv/transfer/device_agent.h"
 
 namespace flexkv {
@@ -55,6 +56,8 @@ class WorkerSession {
   // Submits the plan's loads and stores (after its fences). Twice for one plan is harmless: plans
   // are numbered.
   void Bind(std::span<const std::byte> plan);
+  // The same for a caller who has parsed the plan; its ops are used up.
+  void Bind(ParsedPlan* plan);
   // The forward of the last bound plan is over: its stores may read.
   void StepDone();
   // Reduced mode: takes the plans on the board. Their stores may read at once: they are of requests

@@ -61,11 +61,11 @@ void HostAgent::MoveTo(OpList* list, AgentOp* op) {
 }
 
 void HostAgent::Match(AgentOp* op) {
-  if (op->is_load()) {
-    MoveTo(&loads_, op);
-  } else {
-    MoveTo(op->step < steps_done_ ? &stores_ : &unreleased_, op);
+  if (!op->is_load() && op->step >= steps_done_) {
+    MoveTo(&unreleased_, op);  // StepDone wakes the thread
+    return;
   }
+  MoveTo(op->is_load() ? &loads_ : &stores_, op);
   work_.notify_one();
 }
 
@@ -193,7 +193,6 @@ absl::Status HostAgent::SubmitEngineHalf(EngineHalf half) {
   } else if (!op->is_load()) {
     // A load's end is awaited (and revoked when too late) by the engine; a store's by nobody.
     MoveTo(&orphans_, op);
-    work_.notify_one();
   }
   return absl::OkStatus();
 }
@@ -222,7 +221,6 @@ void HostAgent::SubmitDaemonHalf(DaemonHalf half) {
     Match(op);
   } else {
     MoveTo(&orphans_, op);
-    work_.notify_one();
   }
 }
 

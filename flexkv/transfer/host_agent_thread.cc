@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -51,15 +52,17 @@ void HostAgent::Run() {
   }
 }
 
-// Until there is work, or the oldest orphan's time is over.
+// Until there is work, or it is time to look at orphans. A half that waits for its other half does
+// not wake this thread (a system call in the engine's thread for each store), so it looks by
+// itself.
 void HostAgent::Sleep(std::unique_lock<std::mutex>& lock) {
-  if (orphans_.empty()) {
-    work_.wait(lock);
-    return;
+  TimeNs wait = options_.orphan_timeout_ns / 4;
+  if (!orphans_.empty()) {
+    const TimeNs deadline = orphans_.front()->since + options_.orphan_timeout_ns;
+    const TimeNs now = clock_.Now();
+    wait = deadline > now ? std::min(wait, deadline - now) : 0;
   }
-  const TimeNs deadline = orphans_.front()->since + options_.orphan_timeout_ns;
-  const TimeNs now = clock_.Now();
-  if (deadline > now) work_.wait_for(lock, std::chrono::nanoseconds(deadline - now));
+  if (wait > 0) work_.wait_for(lock, std::chrono::nanoseconds(wait));
 }
 
 AgentOp* HostAgent::PickOp() {

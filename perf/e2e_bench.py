@@ -146,6 +146,7 @@ class Bench:
         if shared_blocks:
             self.serve(ours, [head + self.prompt(64) for head in heads], 2)
             self.serve(plain, [head + self.prompt(64) for head in heads], 2)
+        before = ours.call("stats")
         for i in range(count):
             prompts = [(heads[k] if shared_blocks else []) + self.prompt(640) for k in range(8)]
             order = [("plain", plain), ("ours", ours)]
@@ -154,6 +155,11 @@ class Bench:
                 served = self.serve(engine, prompts, 2, outputs=16)
                 speeds[who].append(served["prompt_tokens"] / served["seconds"])
             ratios.append(speeds["ours"][-1] / speeds["plain"][-1])
+        after = ours.call("stats")
+        loads, skipped = (after[key] - before[key] for key in ("loads", "short_hits_skipped"))
+        note(f"{name}: {loads} hits loaded, {skipped} left as too short, of {8 * count} prompts")
+        if shared_blocks and loads + skipped < 8 * count / 2:
+            raise SystemExit("most prompts had no hit: this measured something else")
         middle = statistics.median(ratios)
         # Of the median, by order statistics: the ranks that a binomial leaves out with 2.5 % on each side.
         ordered = sorted(ratios)

@@ -12,6 +12,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
 
@@ -53,13 +54,22 @@ class RealEngine:
     def wait_ready(self) -> None:
         assert self.connector._scheduler.session.wait_ready(10_000), "the daemon does not report the engine as ready"
 
-    def add(self, prompt: list[int], max_tokens: int = 8, salt: str | None = None) -> str:
+    def add(
+        self, prompt: list[int], max_tokens: int = 8, salt: str | None = None, schema: dict[str, Any] | None = None
+    ) -> str:
+        """With a JSON schema the answer ends where the schema does."""
         request_id = f"r{next(self._ids)}"
         self.outputs[request_id] = []
         inputs: dict[str, Any] = {"prompt_token_ids": list(prompt)}
         if salt is not None:
             inputs["cache_salt"] = salt
-        parameters = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, detokenize=False)
+        parameters = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0,
+            ignore_eos=schema is None,
+            detokenize=False,
+            structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None,
+        )
         self.engine.add_request(request_id, inputs, parameters)  # type: ignore[arg-type]
         return request_id
 
@@ -74,9 +84,15 @@ class RealEngine:
     def abort(self, request_id: str) -> None:
         self.engine.abort_request([request_id])
 
-    def generate(self, prompts: list[list[int]], max_tokens: int = 8, salt: str | None = None) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int = 8,
+        salt: str | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> list[list[int]]:
         """Greedy tokens of all prompts, served at the same time."""
-        ids = [self.add(prompt, max_tokens, salt) for prompt in prompts]
+        ids = [self.add(prompt, max_tokens, salt, schema) for prompt in prompts]
         self.run()
         return [self.outputs[request_id] for request_id in ids]
 
@@ -84,12 +100,13 @@ class RealEngine:
         assert self.engine.reset_prefix_cache()
 
     def stats(self) -> dict[str, Any]:
-        """Totals of both sides."""
+        """Totals of both sides, the worker's when it is in this process."""
         totals: dict[str, Any] = self.connector._scheduler.totals()
-        from vllm.distributed.kv_transfer import get_kv_transfer_group
+        from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-        worker: Any = get_kv_transfer_group()
-        totals["worker"] = worker._worker.totals()
+        if has_kv_transfer_group():  # else the workers are processes of their own
+            worker: Any = get_kv_transfer_group()
+            totals["worker"] = worker._worker.totals()
         return totals
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""Other engines, each in a process of its own: block sizes, sliding window, sharing, replaced weights, autostart."""
+"""Other engines in processes of their own: block sizes, sliding window, ranks, sharing, weights, JSON, autostart."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -15,14 +16,13 @@ from engine import random_prompt, transfer_config
 from flexkv.paths import SOCKET_NAME, program
 from flexkv.vllm.autostart import is_listening
 from scenario import run_scenario
-from tiny_model import SLIDING, SMALL, Shape, make_model
+from tiny_model import SLIDING, SMALL, Shape, add_tokenizer, byte_tokenizer, make_model
 
 TOKENS = 10
 PROMPTS = [random_prompt(random.Random(100 + i), 600) for i in range(3)]
-# Filled one prompt at a time, replayed together.
 TWICE: list[list[Any]] = [
     ["ready"],
-    *[["generate", [prompt], TOKENS] for prompt in PROMPTS],
+    ["generate", PROMPTS, TOKENS],
     ["sleep", 0.3],
     ["drop_local_cache"],
     ["generate", PROMPTS, TOKENS],
@@ -44,14 +44,32 @@ def test_equal_tokens(daemon: Daemon, models_dir: Path, shape: Shape, arguments:
     plain = run_scenario(model, None, [["generate", PROMPTS, TOKENS]], enable_prefix_caching=False, **arguments)[0]
     transfer = transfer_config(daemon.socket_path, min_load_tokens=0)
     results = run_scenario(model, transfer, TWICE, num_gpu_blocks_override=100, **arguments)
-    first = [tokens for result in results[1:4] for tokens in result]
-    replayed, stats = results[6], results[7]
+    first, replayed, stats = results[1], results[4], results[5]
     assert first == plain
     assert replayed == plain
     reusable = 3 * (600 // arguments["block_size"]) * arguments["block_size"]
     assert stats["taken_tokens"] >= reusable / 2
     needed = min(reusable, 3 * shape.sliding_window or reusable)  # what lies outside a sliding window is not loaded
     assert stats["loaded_tokens"] >= needed / 2
+
+
+def test_two_ranks(daemon: Daemon, models_dir: Path) -> None:
+    """Two workers, each with its part of every block; a load ends when it has ended in both."""
+    model = make_model(models_dir / "small", SMALL)
+    cores = sorted(os.sched_getaffinity(0))
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}  # vLLM alone wants a NUMA node for each
+    arguments = {"tensor_parallel_size": 2, "num_gpu_blocks_override": 100}
+    plain = run_scenario(
+        model, None, [["generate", PROMPTS, TOKENS]], environment, **{**arguments, "enable_prefix_caching": False}
+    )[0]
+    results = run_scenario(
+        model, transfer_config(daemon.socket_path, min_load_tokens=0), TWICE, environment, **arguments
+    )
+    first, replayed, stats = results[1], results[4], results[5]
+    assert first == plain
+    assert replayed == plain
+    assert stats["loaded_tokens"] >= 3 * 576 / 2
+    assert stats["load_failures"] == 0
 
 
 def test_second_engine_hits_and_replaced_weights_do_not(daemon: Daemon, models_dir: Path) -> None:
@@ -69,6 +87,47 @@ def test_second_engine_hits_and_replaced_weights_do_not(daemon: Daemon, models_d
     assert replaced[1] != first[1]
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "found": {"type": "boolean"},
+        "size": {"enum": ["small", "medium", "large"]},
+        "word": {"type": "string", "pattern": "^[a-z]{2,6}$"},
+    },
+    "required": ["found", "size", "word"],
+    "additionalProperties": False,
+}
+
+
+def test_short_json_with_failing_loads(daemon: Daemon, models_dir: Path) -> None:
+    """A structured output whose load fails starts over with its grammar untouched: valid JSON, the same tokens."""
+    model = make_model(models_dir / "with tokenizer", SMALL)
+    add_tokenizer(model)
+    arguments = {
+        "skip_tokenizer_init": False,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    answer: list[Any] = ["generate", PROMPTS, 80, None, SCHEMA]
+    expected = run_scenario(model, None, [answer], enable_prefix_caching=False, **arguments)[0]
+    decoder = byte_tokenizer()
+    for tokens in expected:
+        found = json.loads(decoder.decode(tokens))
+        assert sorted(found) == ["found", "size", "word"]
+
+    again: list[list[Any]] = [["drop_local_cache"], answer, ["stats"]]
+    actions = [["ready"], answer, ["sleep", 0.3]]
+    actions += [["arm", "agent.fail_op"], *again]  # every load
+    actions += [["sleep", 0.3], ["arm", "agent.fail_op:2:7"], *again]  # every second one or so
+    actions += [["sleep", 0.3], ["arm", ""], *again]
+    results = run_scenario(model, transfer_config(daemon.socket_path, min_load_tokens=0), actions, **arguments)
+    answers = [result for action, result in zip(actions, results, strict=True) if action is answer]
+    assert answers == [expected] * 4
+    stats = [result for action, result in zip(actions, results, strict=True) if action == ["stats"]]
+    assert stats[0]["load_failures"] == 3
+    assert stats[0]["loaded_tokens"] == 0
+    assert stats[2]["loaded_tokens"] - stats[1]["loaded_tokens"] >= 3 * 576 / 2
+
+
 def test_autostart(models_dir: Path, tmp_path: Path) -> None:
     """No daemon runs: the engine starts one, which outlives it without the engine's CPU binding or thread settings."""
     model = make_model(models_dir / "small", SMALL)
@@ -79,7 +138,7 @@ def test_autostart(models_dir: Path, tmp_path: Path) -> None:
     config.write_text('{"cpu_cache_bytes": "256MiB", "segment_bytes": "64MiB"}')
     environment = {"FLEXKV_CONFIG_PATH": str(config), "OMP_NUM_THREADS": "1"}
     results = run_scenario(model, transfer, TWICE, environment)
-    assert results[7]["loaded_tokens"] >= 3 * 576 / 2
+    assert results[5]["loaded_tokens"] >= 3 * 576 / 2
     assert is_listening(str(directory / SOCKET_NAME))
 
     flexkv = program("flexkv")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,24 @@ def _config(shape: Shape) -> dict[str, object]:
     if shape.sliding_window:
         config["sliding_window"] = shape.sliding_window
     return config
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, behind three special ones."""
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {name: i for i, name in enumerate(["<unk>", "<s>", "</s>", *names])}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def add_tokenizer(model: Path) -> None:
+    """For what needs text, such as structured outputs."""
+    byte_tokenizer().save(str(model / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def make_model(directory: Path, shape: Shape = SMALL, seed: int = 1) -> Path:

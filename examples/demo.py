@@ -94,7 +94,9 @@ def print_table(plain: dict[str, float], ours: dict[str, float], same: bool) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", default="", help="replay a trace in Mooncake's format instead of the chats")
-    parser.add_argument("--trace-requests", type=int, default=60, help="how many requests of the trace")
+    parser.add_argument(
+        "--trace-requests", type=int, default=60, help="whole sessions of the trace, until there are so many"
+    )
     parser.add_argument(
         "--trace-block-tokens", type=int, default=32, help="tokens for each of the trace's blocks of 512"
     )

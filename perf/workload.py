@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,23 +64,37 @@ def single(prompts: list[list[int]], output_tokens: int) -> list[Chat]:
     return [Chat([(prompt, output_tokens)]) for prompt in prompts]
 
 
+def _first_sessions(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """All requests of the sessions that begin first, in order, as many sessions as it takes for `count` requests.
+
+    A trace's first requests alone hold almost no reuse; whole sessions hold as much as the whole trace.
+    """
+    sizes = Counter(entry["hash_ids"][0] for entry in entries)
+    chosen: set[int] = set()
+    requests = 0
+    for session, size in sizes.items():  # in the order of their beginning
+        if requests >= count:
+            break
+        chosen.add(session)
+        requests += size
+    return [entry for entry in entries if entry["hash_ids"][0] in chosen]
+
+
 def trace(path: Path, vocab: int, limit: int, block_tokens: int, max_tokens: int, output_tokens: int) -> list[Chat]:
-    """Requests of a trace in Mooncake's format (JSON lines with hash_ids, each standing for 512 tokens), scaled down.
+    """Sessions of a trace in Mooncake's format (JSON lines with hash_ids, each standing for 512 tokens), scaled down.
 
     Each id becomes `block_tokens` tokens that depend on the id alone.
     """
-    made = []
     with path.open() as file:
-        for line in file:
-            if len(made) == limit:
-                break
-            entry = json.loads(line)
-            prompt: list[int] = []
-            for block in entry["hash_ids"]:
-                prompt += tokens(random.Random(block), block_tokens, vocab)
-            scaled = max(1, entry["input_length"] * block_tokens // 512)
-            outputs = max(1, min(output_tokens, entry["output_length"] * block_tokens // 512))
-            made.append(Chat([(prompt[: min(scaled, max_tokens - outputs)], outputs)]))
+        entries = [entry for line in file if line.strip() and (entry := json.loads(line))["hash_ids"]]
+    made = []
+    for entry in _first_sessions(entries, limit):
+        prompt: list[int] = []
+        for block in entry["hash_ids"]:
+            prompt += tokens(random.Random(block), block_tokens, vocab)
+        scaled = max(1, entry["input_length"] * block_tokens // 512)
+        outputs = max(1, min(output_tokens, entry["output_length"] * block_tokens // 512))
+        made.append(Chat([(prompt[: min(scaled, max_tokens - outputs)], outputs)]))
     return made
 
 

@@ -39,13 +39,19 @@ Message ReplyTo(const Message& request, MessageType type) {
   return reply;
 }
 
-// The payload as hashes, copied because it need not be aligned as they are. False: not a whole
-// number of them.
-bool ReadHashes(std::span<const std::byte> payload, std::vector<BlockHash>* hashes) {
+// The payload as hashes, in place where it lies as they must (a ring's payload always does), else
+// copied to `scratch`. False: not a whole number of them.
+bool ReadHashes(std::span<const std::byte> payload, std::vector<BlockHash>* scratch,
+                std::span<const BlockHash>* hashes) {
   if (payload.size() % sizeof(BlockHash) != 0) return false;
-  hashes->resize(payload.size() / sizeof(BlockHash));
-  if (!payload.empty())
-    std::memcpy(static_cast<void*>(hashes->data()), payload.data(), payload.size());
+  const size_t count = payload.size() / sizeof(BlockHash);
+  if (reinterpret_cast<uintptr_t>(payload.data()) % alignof(BlockHash) == 0) {
+    *hashes = {reinterpret_cast<const BlockHash*>(payload.data()), count};
+    return true;
+  }
+  scratch->resize(count);
+  std::memcpy(static_cast<void*>(scratch->data()), payload.data(), payload.size());
+  *hashes = *scratch;
   return true;
 }
 
@@ -62,8 +68,9 @@ bool ReadBody(std::span<const std::byte> payload, Body* body) {
 }
 
 absl::Status HandleLookup(const Request& r) {
-  std::vector<BlockHash> suffix;
-  if (!ReadHashes(r.payload, &suffix) || suffix.size() != r.message.count) {
+  std::vector<BlockHash> scratch;
+  std::span<const BlockHash> suffix;
+  if (!ReadHashes(r.payload, &scratch, &suffix) || suffix.size() != r.message.count) {
     return Violation("a lookup's payload is not as many hashes as it says");
   }
   if (!RangeFits(r.message.first, suffix.size())) return Violation("a lookup's range overflows");
@@ -106,8 +113,10 @@ absl::Status HandleLoad(const Request& r) {
 
 absl::Status HandlePut(const Request& r) {
   const Message& m = r.message;
-  std::vector<BlockHash> suffix;
-  if (!ReadHashes(r.payload, &suffix)) return Violation("a put's payload is not whole hashes");
+  std::vector<BlockHash> scratch;
+  std::span<const BlockHash> suffix;
+  if (!ReadHashes(r.payload, &scratch, &suffix))
+    return Violation("a put's payload is not whole hashes");
   const uint64_t suffix_first = m.lease;
   if (m.op == 0 || m.count == 0 || !RangeFits(m.first, m.count))
     return Violation("a put's op or range is not valid");

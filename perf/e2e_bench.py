@@ -139,9 +139,14 @@ class Bench:
             )
 
     def pairs(self, name: str, plain: EngineProcess, ours: EngineProcess, count: int, shared_blocks: bool) -> None:
-        """Throughput of batches of new prompts, the engines taking turns; median of the pairs' ratios."""
+        """Throughput with new prompts, the engines taking turns; median of the pairs' ratios.
+
+        A pair is eight prompts for each engine, two at a time in the order ABBA ABBA, next pair BAAB BAAB: a machine
+        whose speed drifts slows both.
+        """
         ratios: list[float] = []
         speeds: dict[str, list[float]] = {"plain": [], "ours": []}
+        engines = {"plain": plain, "ours": ours}
         heads = [self.prompt(BLOCK * (1 + i % 4)) for i in range(8)]
         if shared_blocks:
             self.serve(ours, [head + self.prompt(64) for head in heads], 2)
@@ -149,11 +154,15 @@ class Bench:
         before = ours.call("stats")
         for i in range(count):
             prompts = [(heads[k] if shared_blocks else []) + self.prompt(640) for k in range(8)]
-            order = [("plain", plain), ("ours", ours)]
-            for who, engine in order if i % 2 else reversed(order):
-                engine.call("drop_local_cache")
-                served = self.serve(engine, prompts, 2, outputs=16)
-                speeds[who].append(served["prompt_tokens"] / served["seconds"])
+            seconds = {"plain": 0.0, "ours": 0.0}
+            for part in range(4):
+                first = (i + part) % 2
+                for who in ("plain", "ours") if first else ("ours", "plain"):
+                    engines[who].call("drop_local_cache")  # waits until stores are over
+                    served = self.serve(engines[who], prompts[2 * part : 2 * part + 2], 2, outputs=16)
+                    seconds[who] += served["seconds"]
+            for who, spent in seconds.items():
+                speeds[who].append(sum(len(prompt) for prompt in prompts) / spent)
             ratios.append(speeds["ours"][-1] / speeds["plain"][-1])
         after = ours.call("stats")
         loads, skipped = (after[key] - before[key] for key in ("loads", "short_hits_skipped"))

@@ -13,15 +13,24 @@ namespace flexkv {
 namespace {
 
 constexpr std::string_view kNames[] = {
-    "agent.swap_blocks",     // a load writes the first two blocks of an op into each other's place
-    "agent.flip_byte",       // a load flips one byte in each layer of its first block
-    "agent.fail_op",         // an op ends as failed without copying
-    "agent.slow_chunk",      // every chunk sleeps 20 ms first
-    "agent.drop_done",       // a finished op is never reported to the daemon
-    "manager.refuse_put",    // a PUT finds no room
-    "manager.refuse_load",   // a load is refused
-    "segment.create_fails",  // the arena cannot get another segment
-    "client.ring_full",      // a push to the daemon finds the ring full
+    "agent.swap_blocks",      // a load writes the first two blocks of an op into each other's place
+    "agent.flip_byte",        // a load flips one byte in each layer of its first block
+    "agent.fail_op",          // an op ends as failed without copying
+    "agent.slow_chunk",       // every chunk sleeps 20 ms first
+    "agent.drop_done",        // a finished op is never reported to the daemon
+    "manager.refuse_put",     // a PUT finds no room
+    "manager.refuse_load",    // a load is refused
+    "segment.create_fails",   // the arena cannot get another segment
+    "client.ring_full",       // a push to the daemon finds the ring full
+    "disk.eio_read",          // a read of the SSD tier ends in EIO
+    "disk.eio_write",         // a write ends in EIO, nothing is written
+    "disk.short_read",        // a read transfers its first half only
+    "disk.short_write",       // a write transfers its first half only
+    "disk.flip_read",         // a read changes one bit of what it delivers
+    "disk.sync_error",        // a sync ends in EIO
+    "disk.enospc",            // a file of the SSD tier finds no space
+    "disk.slow",              // a transfer's result is held back for 50 ms
+    "disk.stray_completion",  // a completion of an earlier transfer comes before a transfer's own
 };
 
 struct Armed {

@@ -25,8 +25,8 @@ namespace flexkv {
 using FileId = uint32_t;  // an open file of one Disk; not reused while results for it are awaited
 
 struct DiskLimits {
-  uint32_t memory_align =
-      4096;  // of buffer addresses (statx STATX_DIOALIGN where the kernel has it)
+  // Of buffer addresses; statx STATX_DIOALIGN where the kernel has it.
+  uint32_t memory_align = 4096;
   uint32_t offset_align = 4096;  // of offsets and lengths
   uint32_t queue_depth = 64;     // requests in flight that Submit accepts
 };
@@ -58,6 +58,7 @@ struct DiskStats {
   uint64_t reads = 0, writes = 0, syncs = 0, read_bytes = 0, written_bytes = 0, errors = 0;
   // Transfers whose buffers were not registered with the kernel (more CPU per transfer).
   uint64_t unregistered = 0;
+  uint64_t stray_completions = 0;  // of nothing in flight (stale, doubled); never acted upon
 };
 
 class Disk {
@@ -79,9 +80,10 @@ class Disk {
   virtual absl::StatusOr<std::vector<DiskFile>> List() = 0;
   virtual absl::StatusOr<uint64_t> FreeBytes() = 0;
 
-  // --- transfers
-  // ---------------------------------------------------------------------------------- False: the
-  // queue is full; Poll first. Alignment is the caller's duty (checked: -EINVAL result).
+  // --- transfers --------------------------------------------------------------------------------
+  // False: the queue is full; Poll first. Alignment is the caller's duty (checked: -EINVAL result),
+  // and so is the end of the file: a read beyond it is short, a write beyond it -EINVAL (files do
+  // not grow). A file that is not open: -EBADF.
   virtual bool Submit(const IoRequest& request) = 0;
   // Appends finished transfers, each exactly once. Waits at most `timeout_ns` for the first (0 =
   // never waits); returns early when Wake was called.
@@ -102,11 +104,17 @@ class Disk {
 struct DirectoryDiskOptions {
   std::string directory;      // must exist, be ours and not writable by others
   uint32_t queue_depth = 64;  // 1..4096
-  uint32_t threads = 8;       // thread backend only
-  bool direct = true;  // false: buffered I/O where the file system has no O_DIRECT (said once)
+  uint32_t threads = 8;       // thread backend only, 1..64
+  // True: a file system without O_DIRECT is refused (FailedPrecondition). False: buffered I/O
+  // there.
+  bool direct = true;
 };
 
-// Unavailable: io_uring is refused here (container profile, sysctl); use the thread backend.
+// Both lock the directory (its file `lock`, never listed) for as long as the disk or any of its
+// transfers lives, and wait 2 s for the transfers of a killed predecessor. NotFound;
+// PermissionDenied: not ours, or others may write it; FailedPrecondition: in use, or no O_DIRECT;
+// InvalidArgument: options out of range. Unavailable: io_uring is refused here (container profile,
+// sysctl, old kernel); use the thread backend.
 absl::StatusOr<std::unique_ptr<Disk>> MakeUringDisk(const DirectoryDiskOptions& options);
 absl::StatusOr<std::unique_ptr<Disk>> MakeThreadDisk(const DirectoryDiskOptions& options);
 

@@ -1,0 +1,69 @@
+// The files of one SSD directory: opened, made with all their space, removed and listed, so that a
+// crash at any instant leaves whole files or none. Knows nothing of transfers; both backends of
+// Disk share it. Thread: one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "flexkv/base/unique_fd.h"
+#include "flexkv/storage/ssd/disk.h"
+
+namespace flexkv {
+
+class DirectoryFiles {
+ public:
+  struct Opened {
+    UniqueFd fd;
+    uint64_t bytes = 0;
+  };
+
+  // Takes the directory for this process: locks it (file `lock`), finds out what alignment direct
+  // I/O needs in it. NotFound: no such directory; PermissionDenied: not ours, others may write, or
+  // it cannot be written; FailedPrecondition: not a directory, in use by another process, or no
+  // direct I/O though `direct` demands it.
+  static absl::StatusOr<std::unique_ptr<DirectoryFiles>> Open(const std::string& directory,
+                                                              bool direct);
+
+  ~DirectoryFiles();  // REQUIRES: no transfer runs any more
+
+  // As Disk has them; names are single path components. InvalidArgument otherwise.
+  absl::StatusOr<Opened> OpenFile(const std::string& name) const;
+  absl::StatusOr<Opened> CreateFile(const std::string& name, uint64_t bytes) const;
+  absl::Status RemoveFile(const std::string& name) const;
+  absl::StatusOr<std::vector<DiskFile>> List() const;
+  absl::StatusOr<uint64_t> FreeBytes() const;
+
+  uint32_t memory_align() const { return memory_align_; }
+  uint32_t offset_align() const { return offset_align_; }
+  // The directory stays locked as long as anything holds this open file. A ring registers it: the
+  // kernel then keeps the lock until the last transfer of a killed process has ended, and its
+  // successor cannot meet writes that are still on their way.
+  int lock_fd() const { return lock_.get(); }
+
+ private:
+  explicit DirectoryFiles(std::string path) : path_(std::move(path)) {}
+  absl::Status OpenDirectory();
+  absl::Status TakeLock();
+  absl::Status ProbeAlignment(bool direct);
+  absl::StatusOr<UniqueFd> MakeUnnamed(int flags) const;
+  absl::Status Allocate(int fd, const std::string& name, uint64_t bytes) const;
+  absl::Status WriteZeros(int fd, uint64_t bytes) const;
+  absl::Status SyncDirectory() const;
+  absl::Status CheckName(const std::string& name) const;
+  absl::Status Error(int error, const char* what, const std::string& name) const;
+
+  std::string path_;
+  UniqueFd directory_;
+  UniqueFd lock_;
+  int direct_flag_ = 0;       // O_DIRECT, or 0 where the file system has none
+  bool has_unnamed_ = false;  // O_TMPFILE and a way to give it a name
+  uint32_t memory_align_ = 4096;
+  uint32_t offset_align_ = 4096;
+};
+
+}  // namespace flexkv

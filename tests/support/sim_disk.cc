@@ -117,6 +117,9 @@ void SimDisk::UnregisterMemory(const std::byte* memory) {
 bool SimDisk::WellFormed(const Op& op) const {
   if (op.kind == IoKind::kSync) return op.slices.empty();
   if (op.offset % limits_.offset_align != 0 || op.bytes == 0) return false;
+  auto file = files_.find(op.name);
+  const bool beyond = file != files_.end() && op.offset + op.bytes > file->second.bytes;
+  if (op.kind == IoKind::kWrite && beyond) return false;
   return std::all_of(op.slices.begin(), op.slices.end(), [&](const iovec& slice) {
     return reinterpret_cast<uintptr_t>(slice.iov_base) % limits_.memory_align == 0 &&
            slice.iov_len % limits_.offset_align == 0;
@@ -183,10 +186,11 @@ bool SimDisk::Submit(const IoRequest& request) {
   auto handle = handles_.find(request.file);
   if (off_) {
     op.orphan = true;
-  } else if (handle == handles_.end() || !WellFormed(op)) {
-    op.refused = true;
+  } else if (handle == handles_.end()) {
+    op.result = -EBADF;
+  } else if (op.name = handle->second; !WellFormed(op)) {
+    op.result = -EINVAL;
   } else {
-    op.name = handle->second;
     CheckOverlap(op);
     op.fault = ChooseFault(op);
     op.covered = sequence_;
@@ -235,7 +239,7 @@ void SimDisk::Poll(TimeNs timeout_ns, std::vector<IoResult>* results) {
 
 int64_t SimDisk::Finish(Op* op) {
   if (op->orphan) return -EIO;
-  if (op->refused) return -EINVAL;
+  if (op->result != 0) return op->result;
   if (files_.count(op->name) == 0) return -EBADF;
   if (op->fault != SimFault::kNone) ++faults_;
   switch (op->kind) {
@@ -324,7 +328,6 @@ void SimDisk::Land(File* file, uint64_t first_page, std::vector<PageRef> pages) 
     file->previous[first_page + i] = std::move(cached);
     cached = pages[i];
   }
-  file->bytes = std::max(file->bytes, (first_page + pages.size()) * kPage);
   file->unsynced.push_back({++sequence_, first_page, std::move(pages)});
 }
 
@@ -343,7 +346,7 @@ int64_t SimDisk::FinishWrite(Op* op) {
     case SimFault::kStale:
       return result;
     case SimFault::kMisdirect:
-      first_page = rng_.Below(std::max<uint64_t>(file->bytes / kPage, 1));
+      first_page = rng_.Below(file->bytes / kPage - op->pages.size() + 1);
       break;
     case SimFault::kBitFlip: {
       const uint64_t bit = rng_.Below(op->bytes * 8);
@@ -424,7 +427,6 @@ void SimDisk::Survive(File* file, std::vector<const Write*> writes, CrashMode mo
         return shape == 0 ? at < cut : shape == 1 ? at >= cut : rng->Below(8) < keep_of_8;
       });
     }
-    file->bytes = std::max(file->bytes, (write->first_page + write->pages.size()) * kPage);
   }
 }
 
@@ -436,7 +438,7 @@ void SimDisk::CopyFiles(const SimDisk& from, std::optional<CrashMode> mode, Test
     file.bytes = source.bytes;
     std::vector<Write> in_flight;
     for (const Op& op : from.ops_) {
-      if (op.kind == IoKind::kWrite && op.name == name && !op.orphan && !op.refused) {
+      if (op.kind == IoKind::kWrite && op.name == name && !op.orphan && op.result == 0) {
         in_flight.push_back({0, op.offset / kPage, op.pages});
       }
     }

@@ -167,8 +167,8 @@ class SimDisk : public Disk {
     uint64_t covered = 0;        // syncs: the last write that had completed at Submit
     TimeNs ready_at = 0;
     SimFault fault = SimFault::kNone;
-    bool refused = false;  // malformed: -EINVAL
-    bool orphan = false;   // of before a crash: -EIO, no effect
+    int64_t result = 0;   // malformed: told with this, without effect
+    bool orphan = false;  // of before a crash: -EIO, no effect
   };
 
   TimeNs Now() const { return clock_->Now(); }

@@ -53,12 +53,27 @@ def test_equal_tokens(daemon: Daemon, models_dir: Path, shape: Shape, arguments:
     assert stats["loaded_tokens"] >= needed / 2
 
 
-def test_two_ranks(daemon: Daemon, models_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        pytest.param({"tensor_parallel_size": 2}, id="tensor"),
+        # Without compilation vLLM's CPU runner skips the warm-up that makes the second stage's buffers.
+        pytest.param(
+            {
+                "pipeline_parallel_size": 2,
+                "enforce_eager": False,
+                "compilation_config": {"mode": 1, "backend": "eager"},
+            },
+            id="pipeline",
+        ),
+    ],
+)
+def test_two_ranks(daemon: Daemon, models_dir: Path, parallel: dict[str, Any]) -> None:
     """Two workers, each with its part of every block; a load ends when it has ended in both."""
     model = make_model(models_dir / "small", SMALL)
     cores = sorted(os.sched_getaffinity(0))
     environment = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}  # vLLM alone wants a NUMA node for each
-    arguments = {"tensor_parallel_size": 2, "num_gpu_blocks_override": 100}
+    arguments = {**parallel, "num_gpu_blocks_override": 100}
     plain = run_scenario(
         model, None, [["generate", PROMPTS, TOKENS]], environment, **{**arguments, "enable_prefix_caching": False}
     )[0]

@@ -27,7 +27,7 @@ absl::StatusOr<std::unique_ptr<DirectoryFiles>> OpenDirectoryFiles(
     return absl::InvalidArgumentError(
         absl::StrCat("queue depth: ", options.queue_depth, ", not 1..4096"));
   }
-  return DirectoryFiles::Open(options.directory, options.direct);
+  return DirectoryFiles::Open(options);
 }
 
 DirectoryDisk::DirectoryDisk(std::unique_ptr<DirectoryFiles> files, uint32_t queue_depth)

@@ -25,8 +25,6 @@ namespace {
 
 constexpr char kLockName[] = "lock";
 constexpr char kProbeName[] = ".probe";  // only where O_TMPFILE is missing
-// A killed predecessor's last transfers hold its lock until the device has answered them.
-constexpr int kLockTries = 200;
 constexpr timespec kLockPause = {.tv_sec = 0, .tv_nsec = 10 * 1000 * 1000};
 constexpr size_t kZeroBytes = 1 << 20;
 constexpr uint64_t kStatBlock = 512;  // unit of st_blocks
@@ -53,12 +51,12 @@ struct DirCloser {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DirectoryFiles>> DirectoryFiles::Open(const std::string& directory,
-                                                                     bool direct) {
-  std::unique_ptr<DirectoryFiles> files(new DirectoryFiles(directory));
+absl::StatusOr<std::unique_ptr<DirectoryFiles>> DirectoryFiles::Open(
+    const DirectoryDiskOptions& options) {
+  std::unique_ptr<DirectoryFiles> files(new DirectoryFiles(options.directory));
   if (absl::Status status = files->OpenDirectory(); !status.ok()) return status;
-  if (absl::Status status = files->TakeLock(); !status.ok()) return status;
-  if (absl::Status status = files->ProbeAlignment(direct); !status.ok()) return status;
+  if (absl::Status status = files->TakeLock(options.lock_wait_ns); !status.ok()) return status;
+  if (absl::Status status = files->ProbeAlignment(options.direct); !status.ok()) return status;
   return files;
 }
 
@@ -118,16 +116,23 @@ absl::Status DirectoryFiles::OpenDirectory() {
   return absl::OkStatus();
 }
 
-absl::Status DirectoryFiles::TakeLock() {
+absl::Status DirectoryFiles::TakeLock(TimeNs wait_ns) {
   lock_ = UniqueFd(
       openat(directory_.get(), kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!lock_.valid()) return Error(errno, "open", kLockName);
-  for (int i = 0; i < kLockTries; ++i) {
-    if (Retry([&] { return flock(lock_.get(), LOCK_EX | LOCK_NB); }) == 0) return absl::OkStatus();
-    if (errno != EWOULDBLOCK) return Error(errno, "lock", kLockName);
-    nanosleep(&kLockPause, nullptr);
+  const SteadyClock clock;
+  const TimeNs start = clock.Now();
+  while (Retry([&] { return flock(lock_.get(), LOCK_EX | LOCK_NB); }) != 0) {
+    const int error = errno;
+    if (error == EWOULDBLOCK && clock.Now() - start < wait_ns) {
+      nanosleep(&kLockPause, nullptr);
+      continue;
+    }
+    lock_.Reset();  // not ours
+    if (error != EWOULDBLOCK) return Error(error, "lock", kLockName);
+    return absl::FailedPreconditionError(absl::StrCat(path_, " is in use by another process"));
   }
-  return absl::FailedPreconditionError(absl::StrCat(path_, " is in use by another process"));
+  return absl::OkStatus();
 }
 
 // An open, empty file without a name, or one whose name is gone already.

@@ -25,9 +25,8 @@ class DirectoryFiles {
   // Takes the directory for this process: locks it (file `lock`), finds out what alignment direct
   // I/O needs in it. NotFound: no such directory; PermissionDenied: not ours, others may write, or
   // it cannot be written; FailedPrecondition: not a directory, in use by another process, or no
-  // direct I/O though `direct` demands it.
-  static absl::StatusOr<std::unique_ptr<DirectoryFiles>> Open(const std::string& directory,
-                                                              bool direct);
+  // direct I/O though the options demand it.
+  static absl::StatusOr<std::unique_ptr<DirectoryFiles>> Open(const DirectoryDiskOptions& options);
 
   ~DirectoryFiles();  // REQUIRES: no transfer runs any more
 
@@ -48,7 +47,7 @@ class DirectoryFiles {
  private:
   explicit DirectoryFiles(std::string path) : path_(std::move(path)) {}
   absl::Status OpenDirectory();
-  absl::Status TakeLock();
+  absl::Status TakeLock(TimeNs wait_ns);
   absl::Status ProbeAlignment(bool direct);
   absl::StatusOr<UniqueFd> MakeUnnamed(int flags) const;
   absl::Status Allocate(int fd, const std::string& name, uint64_t bytes) const;

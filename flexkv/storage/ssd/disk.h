@@ -108,10 +108,13 @@ struct DirectoryDiskOptions {
   // True: a file system without O_DIRECT is refused (FailedPrecondition). False: buffered I/O
   // there.
   bool direct = true;
+  // How long to wait for a directory in use: a killed predecessor's transfers end some time after
+  // the process.
+  TimeNs lock_wait_ns = 2 * kNsPerSecond;
 };
 
 // Both lock the directory (its file `lock`, never listed) for as long as the disk or any of its
-// transfers lives, and wait 2 s for the transfers of a killed predecessor. NotFound;
+// transfers lives, those of a killed process included. NotFound;
 // PermissionDenied: not ours, or others may write it; FailedPrecondition: in use, or no O_DIRECT;
 // InvalidArgument: options out of range. Unavailable: io_uring is refused here (container profile,
 // sysctl, old kernel); use the thread backend.

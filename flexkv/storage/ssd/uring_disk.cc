@@ -151,6 +151,9 @@ UringDisk::~UringDisk() {
     Enter(kNsPerSecond);
     TakeCompletions();
   }
+  // Now, and not some time after: a ring ends in the background, with files open and memory pinned.
+  io_uring_unregister_files(&ring_);
+  io_uring_unregister_buffers(&ring_);
   io_uring_queue_exit(&ring_);
 }
 

@@ -1,0 +1,164 @@
+// Files of a disk: their space, their names, and whose they are.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "tests/storage/disk_fixture.h"
+
+namespace flexkv {
+namespace {
+
+using absl::StatusCode;
+
+TEST_P(DiskTest, FilesHaveTheirSpace) {
+  const FileId file = MustCreate("a", 8 << 20);
+  struct stat info {};
+  ASSERT_EQ(stat(PathOf("a").c_str(), &info), 0);
+  EXPECT_EQ(info.st_size, 8 << 20);
+  EXPECT_GE(info.st_blocks * 512, 8 << 20);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_EQ(disk_->Create("a", 8 << 20).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(disk_->Create("b", 0).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(disk_->Create("b", 100).status().code(), StatusCode::kInvalidArgument);
+  disk_->Close(file);
+  const absl::StatusOr<std::vector<DiskFile>> files = disk_->List();
+  ASSERT_TRUE(files.ok());
+  ASSERT_EQ(files->size(), 1u);  // not the lock
+  EXPECT_EQ((*files)[0].name, "a");
+  EXPECT_EQ((*files)[0].bytes, 8u << 20);
+  EXPECT_GT(disk_->FreeBytes().value_or(0), 0u);
+  EXPECT_TRUE(disk_->Remove("a").ok());
+  EXPECT_EQ(disk_->Remove("a").code(), StatusCode::kNotFound);
+  EXPECT_EQ(disk_->Open("a").status().code(), StatusCode::kNotFound);
+}
+
+TEST_P(DiskTest, NamesStayInTheDirectory) {
+  for (const char* name : {"", ".", "..", "../x", "/tmp/x", "a/b", "lock"}) {
+    EXPECT_EQ(disk_->Open(name).status().code(), StatusCode::kInvalidArgument) << name;
+    EXPECT_EQ(disk_->Create(name, 8192).status().code(), StatusCode::kInvalidArgument) << name;
+    EXPECT_EQ(disk_->Remove(name).code(), StatusCode::kInvalidArgument) << name;
+  }
+}
+
+TEST_P(DiskTest, ForeignFilesAreRefused) {
+  MustCreate("real", 8192);
+  ASSERT_EQ(symlink("real", PathOf("link").c_str()), 0);
+  ASSERT_EQ(mkdir(PathOf("folder").c_str(), 0700), 0);
+  ASSERT_EQ(mkfifo(PathOf("pipe").c_str(), 0600), 0);
+  for (const char* name : {"link", "folder", "pipe"}) {
+    EXPECT_EQ(disk_->Open(name).status().code(), StatusCode::kFailedPrecondition) << name;
+    EXPECT_EQ(disk_->Create(name, 8192).status().code(), StatusCode::kAlreadyExists) << name;
+  }
+  EXPECT_EQ(disk_->Remove("folder").code(), StatusCode::kFailedPrecondition);
+  ASSERT_EQ(chmod(PathOf("real").c_str(), 0620), 0);
+  EXPECT_EQ(disk_->Open("real").status().code(), StatusCode::kPermissionDenied);
+  ASSERT_EQ(chmod(PathOf("real").c_str(), 0644), 0);
+  EXPECT_TRUE(disk_->Open("real").ok());
+  if (geteuid() == 0) {
+    ASSERT_EQ(chown(PathOf("real").c_str(), 65534, 65534), 0);
+    EXPECT_EQ(disk_->Open("real").status().code(), StatusCode::kPermissionDenied);
+  }
+  EXPECT_EQ(disk_->List()->size(), 1u);
+}
+
+TEST_P(DiskTest, ForeignDirectoriesAreRefused) {
+  const auto code = [](const std::string& path) {
+    return Make({.directory = path}).status().code();
+  };
+  EXPECT_EQ(code(PathOf("none")), StatusCode::kNotFound);
+  MustCreate("file", 8192);
+  EXPECT_EQ(code(PathOf("file")), StatusCode::kFailedPrecondition);
+  const std::string inner = PathOf("inner");
+  ASSERT_EQ(mkdir(inner.c_str(), 0700), 0);
+  EXPECT_EQ(code(inner), StatusCode::kOk);
+  ASSERT_EQ(symlink("inner", PathOf("link").c_str()), 0);
+  EXPECT_EQ(code(PathOf("link")), StatusCode::kFailedPrecondition);
+  ASSERT_EQ(chmod(inner.c_str(), 0770), 0);
+  EXPECT_EQ(code(inner), StatusCode::kPermissionDenied);
+  ASSERT_EQ(chmod(inner.c_str(), 0755), 0);
+  EXPECT_EQ(code(inner), StatusCode::kOk);
+  if (geteuid() == 0) {
+    ASSERT_EQ(chown(inner.c_str(), 65534, 65534), 0);
+    EXPECT_EQ(code(inner), StatusCode::kPermissionDenied);
+  }
+  EXPECT_EQ(Make({.directory = directory_, .queue_depth = 0}).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
+TEST_P(DiskTest, OneOwnerAtATime) {
+  const absl::StatusOr<std::unique_ptr<Disk>> second =
+      Make({.directory = directory_, .lock_wait_ns = 20 * kNsPerMs});
+  EXPECT_EQ(second.status().code(), StatusCode::kFailedPrecondition);
+  disk_.reset();
+  const TimeNs start = SteadyClock().Now();
+  EXPECT_TRUE(Make({.directory = directory_}).ok());
+  EXPECT_LT(SteadyClock().Now() - start, kNsPerSecond);
+}
+
+TEST_P(DiskTest, SuccessorOfAKilledProcess) {
+  MustCreate("a", 32 << 20);
+  disk_.reset();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    absl::StatusOr<std::unique_ptr<Disk>> disk = Make({.directory = directory_});
+    if (!disk.ok()) _exit(1);
+    const absl::StatusOr<FileId> file = (*disk)->Open("a");
+    if (!file.ok()) _exit(1);
+    Buffer* memory = new Buffer(1 << 20);
+    const iovec slice = memory->slice(0, 1 << 20);
+    std::vector<IoResult> results;
+    for (uint64_t i = 0;; ++i) {
+      while ((*disk)->Submit({.tag = i,
+                              .kind = IoKind::kWrite,
+                              .file = *file,
+                              .offset = (i++ % 32) << 20,
+                              .slices = {&slice, 1}})) {
+      }
+      (*disk)->Poll(kNsPerSecond, &results);
+      results.clear();
+    }
+  }
+  usleep(200 * 1000);
+  ASSERT_EQ(kill(child, SIGKILL), 0);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  Reopen();
+  ASSERT_NE(disk_, nullptr);
+  EXPECT_TRUE(disk_->Open("a").ok());
+}
+
+TEST_P(DiskTest, NoSpaceLeavesNothingBehind) {
+  const std::string small = PathOf("small");
+  ASSERT_EQ(mkdir(small.c_str(), 0700), 0);
+  const bool mounted = mount("tmpfs", small.c_str(), "tmpfs", 0, "size=1m,mode=700") == 0;
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  if (!mounted) {
+    const rlimit limit = {.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  }
+  {
+    absl::StatusOr<std::unique_ptr<Disk>> disk = Make({.directory = small});
+    ASSERT_TRUE(disk.ok()) << disk.status();
+    EXPECT_EQ((*disk)->Create("a", 2 << 20).status().code(), StatusCode::kResourceExhausted);
+    EXPECT_THAT((*disk)->List().value(), testing::IsEmpty());
+    EXPECT_GT((*disk)->FreeBytes().value(), mounted ? 900u << 10 : 0u);
+    EXPECT_TRUE((*disk)->Create("a", 512 << 10).ok());
+    if (mounted) {
+      EXPECT_EQ((*disk)->Create("b", 768 << 10).status().code(), StatusCode::kResourceExhausted);
+      EXPECT_TRUE((*disk)->Remove("a").ok());
+    }
+    EXPECT_EQ((*disk)->List()->size(), mounted ? 0u : 1u);
+  }
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_EQ(mounted ? umount(small.c_str()) : 0, 0);
+}
+
+}  // namespace
+}  // namespace flexkv

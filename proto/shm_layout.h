@@ -19,7 +19,7 @@
 
 namespace flexkv::shm {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr uint64_t kRegionMagic = 0x31564b58454c46ull;  // "FLEXKV1"
 inline constexpr uint32_t kRingSlots = 1024;                   // per direction; power of two
 inline constexpr uint32_t kPayloadBytes = 4u << 20;            // per direction; power of two
@@ -42,6 +42,7 @@ enum class MessageType : uint32_t {
   // worker -> daemon
   kOpDone = 16,  // op, status, count = failed positions + payload count * uint32 (position in the
                  // op's blocks)
+  kWorkerReady = 17,  // once, first: from now on this rank takes ops of this boot id
   // daemon -> scheduler
   kLookupReply =
       32,          // request, first = matched blocks, lease, status; sequence = that of the request
@@ -135,8 +136,7 @@ inline constexpr uint64_t kCompletionPayloadOffset = kRequestPayloadOffset + kPa
 inline constexpr uint64_t kRegionBytes = kCompletionPayloadOffset + kPayloadBytes;
 static_assert(sizeof(RegionHeader) <= kRequestRingOffset);
 
-// --- handshake: SOCK_SEQPACKET Unix socket, one struct per packet, descriptors by SCM_RIGHTS
-// -----------------
+// --- handshake: SOCK_SEQPACKET Unix socket, one struct per packet, descriptors by SCM_RIGHTS ---
 
 enum class PacketType : uint32_t {
   kHello = 1,        // client -> daemon, followed in the same packet by `text_bytes` of text

@@ -26,8 +26,7 @@ void CacheManager::Impl::Count(Namespace* ns, uint64_t CacheCounters::*field, ui
   if (ns != nullptr) ns->counters.*field += amount;
 }
 
-// --- engines and namespaces
-// -----------------------------------------------------------------------
+// --- engines and namespaces ----------------------------------------------------------------------
 
 Engine* CacheManager::Impl::FindEngine(EngineHandle handle) {
   auto it = engines.find(handle);
@@ -166,8 +165,7 @@ void CacheManager::Impl::CollectGarbage() {
   });
 }
 
-// --- public
-// -----------------------------------------------------------------------------------------
+// --- public --------------------------------------------------------------------------------------
 
 CacheManager::CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers)
     : impl_(std::make_unique<Impl>(options, segments, transfers)) {}

@@ -68,8 +68,7 @@ absl::Status CacheManager::Impl::Launch(Engine* engine, std::unique_ptr<Op> op,
   return absl::OkStatus();
 }
 
-// --- load
-// -----------------------------------------------------------------------------------------
+// --- load ----------------------------------------------------------------------------------------
 
 absl::Status CacheManager::Impl::CheckLoad(Engine* engine, RequestKey request_key, LeaseId lease,
                                            uint32_t first, uint32_t count) {
@@ -127,8 +126,7 @@ void CacheManager::Impl::TrimLease(Request* request, SlotId last, uint32_t block
   lease.blocks = blocks;
 }
 
-// --- put
-// ------------------------------------------------------------------------------------------
+// --- put -----------------------------------------------------------------------------------------
 
 PutPlan CacheManager::Impl::PlanPutOf(Engine* engine, std::span<const BlockHash> chain,
                                       uint32_t first, uint32_t count) {
@@ -197,8 +195,7 @@ absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey req
   return answer;
 }
 
-// --- end of ops
-// -----------------------------------------------------------------------------------
+// --- end of ops ----------------------------------------------------------------------------------
 
 void CacheManager::Impl::TakeCompletions() {
   TransferEngine::Completed completed = transfers->GetCompletedGraphsAndOps(0);

@@ -10,8 +10,7 @@
 
 namespace flexkv {
 
-// --- geometry
-// -------------------------------------------------------------------------------------
+// --- geometry ------------------------------------------------------------------------------------
 
 // How the arena of one size class is cut. Every rank has one segment per group.
 struct GroupGeometry {
@@ -39,8 +38,7 @@ std::optional<GroupGeometry> PlanGeometry(std::span<const uint64_t> shard_bytes,
 std::optional<uint64_t> BudgetForBlocks(std::span<const uint64_t> shard_bytes,
                                         uint64_t segment_bytes, uint64_t num_blocks);
 
-// --- put and load
-// ---------------------------------------------------------------------------------
+// --- put and load --------------------------------------------------------------------------------
 
 struct PutOffer {
   uint32_t first = 0;  // blocks [first, first + count) of the chain are offered
@@ -70,8 +68,7 @@ PutPlan PlanPut(const PutOffer& offer, const PutRoom& room);
 // Whether blocks [first, first + count) lie inside a lease of `leased` blocks.
 bool RangeInLease(uint32_t first, uint32_t count, uint32_t leased);
 
-// --- memory between size classes
-// --------------------------------------------------------------------
+// --- memory between size classes -----------------------------------------------------------------
 
 struct ClassShare {
   uint64_t bytes = 0;  // budget it holds now

@@ -33,6 +33,7 @@ constexpr uint32_t kMaxOpBlocks = shm::kMaxPayload / sizeof(shm::OpBlock);
 struct PendingLoad {
   std::string request_id;
   TimeNs deadline = 0;
+  uint64_t losses = 0;  // daemons lost before it was bound
   std::vector<uint32_t> block_ids;
 };
 
@@ -40,6 +41,7 @@ struct PendingLoad {
 struct HeldStore {
   std::string request_id;
   TimeNs deadline = 0;
+  uint64_t losses = 0;
 };
 
 class TableMapper : public SegmentMapper {
@@ -88,7 +90,7 @@ struct WorkerSession::Impl {
   bool stopping = false;                  // guarded by pump_mutex
   std::atomic<bool> results_waiting{false};
   std::atomic<bool> attached{false};
-  std::atomic<bool> lost{false};  // set by on_lost, taken by Poll
+  std::atomic<uint64_t> losses{0};  // daemons lost so far
   std::thread pump;
   std::unique_ptr<DaemonLink> link;
 
@@ -116,12 +118,13 @@ struct WorkerSession::Impl {
 
   bool Parse(std::span<const std::byte> bytes);
   void FenceParsed(const ParsedPlan& parsed);
-  void SubmitOp(PlanOpView& view, bool is_attached);
+  void SubmitOp(PlanOpView& view, bool is_attached, uint64_t losses_before);
   void Fail(const std::string& request_id, std::span<const uint32_t> block_ids);
   void TakeAgentResults(Report* report);
-  void GiveUpLoads(Report* report, bool all);
-  void SubmitStore(EngineHalf half, std::string request_id, bool is_attached);
-  void ReportStores(Report* report, bool all);
+  void GiveUpLoads(Report* report);
+  void SubmitStore(EngineHalf half, std::string request_id, bool is_attached,
+                   uint64_t losses_before);
+  void ReportStores(Report* report);
 };
 
 void WorkerSession::Impl::OnResult() {
@@ -139,10 +142,15 @@ void WorkerSession::Impl::OnAttached(const std::shared_ptr<Channel>& channel) {
     std::lock_guard<std::mutex> lock(pump_mutex);
     agent->SetBootId(channel->boot_id());
     pump_channel = channel;
+    attached.store(true, std::memory_order_release);
+    // Only now may the daemon call the engine complete: an op whose engine half was turned away
+    // here would wait for it in vain.
+    shm::Message ready;
+    ready.type = static_cast<uint32_t>(shm::MessageType::kWorkerReady);
+    channel->Push(ready);  // the ring is empty
     std::lock_guard<std::mutex> bell_lock(bell_mutex);
     bell_channel = channel;
   }
-  attached.store(true, std::memory_order_release);
   pump_wake.notify_all();
 }
 
@@ -160,7 +168,7 @@ void WorkerSession::Impl::OnLost() {
   std::vector<AgentResult> dropped;
   agent->TakeDaemonResults(&dropped);
   segments.Clear();
-  lost.store(true, std::memory_order_release);
+  losses.fetch_add(1, std::memory_order_release);
 }
 
 void WorkerSession::Impl::RunPump() {
@@ -254,13 +262,13 @@ void WorkerSession::Impl::Fail(const std::string& request_id, std::span<const ui
   early.failed_block_ids.insert(early.failed_block_ids.end(), block_ids.begin(), block_ids.end());
 }
 
-void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
+void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached, uint64_t losses_before) {
   EngineHalf half;
   half.key = view.op.key;
   half.route = static_cast<Route>(view.op.route);
   if (half.route != Route::kCpuToDevice) {
     half.block_ids = std::move(view.block_ids);
-    SubmitStore(std::move(half), std::move(view.request_id), is_attached);
+    SubmitStore(std::move(half), std::move(view.request_id), is_attached, losses_before);
     return;
   }
   if (view.op.dead != 0 || !is_attached) {
@@ -269,7 +277,7 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
   }
   half.block_ids = view.block_ids;
   PendingLoad load{std::move(view.request_id), clock.Now() + options.load_timeout_ms * kNsPerMs,
-                   std::move(view.block_ids)};
+                   losses_before, std::move(view.block_ids)};
   if (!agent->SubmitEngineHalf(std::move(half)).ok()) {
     Fail(load.request_id, load.block_ids);
     return;
@@ -277,20 +285,22 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached) {
   loads.emplace(view.op.key, std::move(load));
 }
 
-void WorkerSession::Impl::SubmitStore(EngineHalf half, std::string request_id, bool is_attached) {
+void WorkerSession::Impl::SubmitStore(EngineHalf half, std::string request_id, bool is_attached,
+                                      uint64_t losses_before) {
   const OpKey key = half.key;
   const bool taken = is_attached && agent->SubmitEngineHalf(std::move(half)).ok();
   if (!options.reduced) return;  // a store not taken is a future miss
   if (taken) {
     held_stores.emplace(
-        key, HeldStore{std::move(request_id), clock.Now() + options.load_timeout_ms * kNsPerMs});
+        key, HeldStore{std::move(request_id), clock.Now() + options.load_timeout_ms * kNsPerMs,
+                       losses_before});
   } else {
     early.stores.push_back(std::move(request_id));
   }
 }
 
-// Stores that are over, too late, or (`all`) of a lost daemon: nothing reads their blocks any more.
-void WorkerSession::Impl::ReportStores(Report* report, bool all) {
+// Stores that are over, too late, or of a lost daemon: nothing reads their blocks any more.
+void WorkerSession::Impl::ReportStores(Report* report) {
   std::vector<OpKey> ended;
   {
     std::lock_guard<std::mutex> lock(ended_mutex);
@@ -304,8 +314,10 @@ void WorkerSession::Impl::ReportStores(Report* report, bool all) {
   }
   if (held_stores.empty()) return;
   const TimeNs now = clock.Now();
+  const uint64_t lost_now = losses.load(std::memory_order_acquire);
   for (auto it = held_stores.begin(); it != held_stores.end();) {
-    if (!all && now < it->second.deadline) {
+    const bool lost = it->second.losses != lost_now;
+    if (!lost && now < it->second.deadline) {
       ++it;
       continue;
     }
@@ -330,17 +342,19 @@ void WorkerSession::Impl::TakeAgentResults(Report* report) {
   }
 }
 
-// Revokes loads that are too old, and all of them after the daemon was lost.
-void WorkerSession::Impl::GiveUpLoads(Report* report, bool all) {
+// Revokes loads that are too old, and those whose daemon was lost.
+void WorkerSession::Impl::GiveUpLoads(Report* report) {
   if (loads.empty()) return;
   const TimeNs now = clock.Now();
+  const uint64_t lost_now = losses.load(std::memory_order_acquire);
   for (auto it = loads.begin(); it != loads.end();) {
-    if (!all && now < it->second.deadline) {
+    const bool lost = it->second.losses != lost_now;
+    if (!lost && now < it->second.deadline) {
       ++it;
       continue;
     }
     agent->Revoke(it->first);
-    if (!all) ++counters.load_timeouts;
+    if (!lost) ++counters.load_timeouts;
     ++counters.loads_failed;
     report->failed_block_ids.insert(report->failed_block_ids.end(), it->second.block_ids.begin(),
                                     it->second.block_ids.end());
@@ -413,8 +427,9 @@ void WorkerSession::Bind(ParsedPlan* plan) {
   impl_->FenceParsed(*plan);
   if (plan->number <= impl_->bound_plan) return;
   impl_->bound_plan = plan->number;
+  const uint64_t losses_before = impl_->losses.load(std::memory_order_acquire);  // before attached
   const bool is_attached = impl_->attached.load(std::memory_order_acquire);
-  for (PlanOpView& view : plan->ops) impl_->SubmitOp(view, is_attached);
+  for (PlanOpView& view : plan->ops) impl_->SubmitOp(view, is_attached, losses_before);
 }
 
 void WorkerSession::StepDone() { impl_->agent->StepDone(); }
@@ -437,13 +452,11 @@ void WorkerSession::Poll(Report* report) {
   report->failed_block_ids.clear();
   report->stores.clear();
   std::swap(*report, impl_->early);
-  const bool lost = impl_->lost.load(std::memory_order_relaxed) &&
-                    impl_->lost.exchange(false, std::memory_order_acq_rel);
   if (!impl_->loads.empty()) {
     impl_->TakeAgentResults(report);
-    impl_->GiveUpLoads(report, lost);
+    impl_->GiveUpLoads(report);
   }
-  if (impl_->options.reduced) impl_->ReportStores(report, lost);
+  if (impl_->options.reduced) impl_->ReportStores(report);
   impl_->counters.loads_reported += report->loads.size();
 }
 

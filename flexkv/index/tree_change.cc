@@ -16,8 +16,7 @@ uint64_t LowBits(uint32_t count) { return count >= 64 ? ~0ull : (1ull << count) 
 
 }  // namespace
 
-// --- links
-// -------------------------------------------------------------------------------------------
+// --- links ---------------------------------------------------------------------------------------
 
 NodeId& RadixTree::Impl::FirstChildOf(NodeId parent, NamespaceId ns) {
   if (parent != kNoNode) return nodes[parent].first_child;
@@ -58,8 +57,7 @@ void RadixTree::Impl::TakePlace(NodeId id, NodeId old) {
   if (node.next_sibling != kNoNode) nodes[node.next_sibling].prev_sibling = id;
 }
 
-// --- insert
-// ------------------------------------------------------------------------------------------
+// --- insert --------------------------------------------------------------------------------------
 
 absl::Status RadixTree::Impl::CheckInsert(NamespaceId ns, std::span<const BlockHash> chain,
                                           uint32_t first, std::span<const SlotId> new_slots) const {
@@ -153,8 +151,7 @@ void RadixTree::Impl::AppendBlocks(NodeId id, std::span<const BlockHash> hashes,
   UpdateEvictable(id);
 }
 
-// --- pending -> arrived -> ready
-// -----------------------------------------------------------------------
+// --- pending -> arrived -> ready -----------------------------------------------------------------
 
 bool RadixTree::Impl::Commit(SlotId slot) {
   const Place place = slots.Find(slot);
@@ -196,8 +193,7 @@ void RadixTree::Impl::CascadeReady(NodeId id) {
   }
 }
 
-// --- erase
-// -------------------------------------------------------------------------------------------
+// --- erase ---------------------------------------------------------------------------------------
 
 void RadixTree::Impl::Erase(SlotId slot, std::vector<SlotId>* freed) {
   const Place place = slots.Find(slot);
@@ -278,8 +274,7 @@ void RadixTree::Impl::RemoveNode(NodeId id) {
   MaybeMerge(parent);
 }
 
-// --- split and merge
-// -----------------------------------------------------------------------------------
+// --- split and merge -----------------------------------------------------------------------------
 
 NodeId RadixTree::Impl::SplitFront(NodeId id, uint32_t count) {
   const NodeId front_id = nodes.Allocate(count);

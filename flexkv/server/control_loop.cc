@@ -141,15 +141,23 @@ bool ControlLoop::DrainClient(ClientConnection* client) {
   return worked;
 }
 
-absl::Status ControlLoop::Handle(ClientConnection* client) {
-  const auto type = static_cast<shm::MessageType>(message_.type);
-  if (client->is_worker()) {
-    if (type != shm::MessageType::kOpDone) {
+absl::Status ControlLoop::HandleWorkerMessage(ClientConnection* client) {
+  switch (static_cast<shm::MessageType>(message_.type)) {
+    case shm::MessageType::kOpDone:
+      return executor_.OnOpDone(client, message_, payload_);
+    case shm::MessageType::kWorkerReady:
+      if (!payload_.empty()) return absl::InvalidArgumentError("a worker's ready has a payload");
+      return client->engine == nullptr ? absl::OkStatus()
+                                       : client->engine->OnWorkerReady(client, now_);
+    default:
       return absl::InvalidArgumentError(
           absl::StrCat("message type ", message_.type, " is not a worker's"));
-    }
-    return executor_.OnOpDone(client, message_, payload_);
   }
+}
+
+absl::Status ControlLoop::Handle(ClientConnection* client) {
+  const auto type = static_cast<shm::MessageType>(message_.type);
+  if (client->is_worker()) return HandleWorkerMessage(client);
   if (client->engine == nullptr) return absl::OkStatus();
   const EngineHandle handle = client->engine->handle();
   if (type != shm::MessageType::kLookup) {
@@ -326,8 +334,7 @@ void ControlLoop::Forget(ClientConnection* client) {
   clients_.erase(client->id());
 }
 
-// --- what the daemon tells about itself
-// ------------------------------------------------------------
+// --- what the daemon tells about itself ---------------------------------------------------------
 
 bool ControlLoop::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
                              std::vector<SegmentId>* segments) const {

@@ -72,6 +72,7 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   bool DrainRings();
   bool DrainClient(ClientConnection* client);
   absl::Status Handle(ClientConnection* client);
+  absl::Status HandleWorkerMessage(ClientConnection* client);
   void TickIfDue();
   void DeliverEvents();
   void FlushClients();

@@ -22,7 +22,8 @@ EngineConnection::EngineConnection(const ClientHello& first, CacheManager* manag
       world_size_(first.world_size),
       manager_(manager),
       executor_(executor),
-      workers_(first.world_size, nullptr) {}
+      workers_(first.world_size, nullptr),
+      ready_(first.world_size, false) {}
 
 ClientConnection* EngineConnection::Occupant(const ClientHello& hello) const {
   if (hello.role == shm::Role::kScheduler) return scheduler_;
@@ -59,6 +60,16 @@ void EngineConnection::Add(ClientConnection* client, TimeNs now) {
   if (Complete()) Attach(now);
 }
 
+absl::Status EngineConnection::OnWorkerReady(ClientConnection* worker, TimeNs now) {
+  now_ = now;
+  const uint32_t rank = worker->hello().rank;
+  if (ready_[rank]) return absl::InvalidArgumentError("a worker says twice that it is ready");
+  ready_[rank] = true;
+  ++ready_workers_;
+  if (Complete()) Attach(now);
+  return absl::OkStatus();
+}
+
 EngineSpec EngineConnection::MakeSpec() const {
   EngineSpec spec;
   spec.namespace_label = label_;
@@ -74,8 +85,21 @@ EngineSpec EngineConnection::MakeSpec() const {
   return spec;
 }
 
+absl::Status EngineConnection::CheckMembers() const {
+  for (const ClientConnection* worker : workers_) {
+    const ClientHello& hello = worker->hello();
+    if (hello.tokens_per_block == tokens_per_block_) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", hello.rank, " says ", hello.tokens_per_block,
+                     " tokens per block, the scheduler ", tokens_per_block_));
+  }
+  return absl::OkStatus();
+}
+
 void EngineConnection::Attach(TimeNs now) {
-  const absl::StatusOr<EngineHandle> handle = manager_->AttachEngine(MakeSpec(), now);
+  const absl::Status agreed = CheckMembers();
+  const absl::StatusOr<EngineHandle> handle =
+      agreed.ok() ? manager_->AttachEngine(MakeSpec(), now) : agreed;
   if (!handle.ok()) {
     spdlog::error("engine {} cannot be attached: {}", label_, Words(handle.status()));
     SendReady(0, shm::WireStatus::kInvalid, now);
@@ -93,8 +117,11 @@ void EngineConnection::Remove(ClientConnection* client, TimeNs now) {
   now_ = now;
   client->engine = nullptr;
   if (client->is_worker()) {
-    workers_[client->hello().rank] = nullptr;
+    const uint32_t rank = client->hello().rank;
+    workers_[rank] = nullptr;
     --present_workers_;
+    if (ready_[rank]) --ready_workers_;
+    ready_[rank] = false;
   } else {
     scheduler_ = nullptr;
   }

@@ -26,6 +26,9 @@ class EngineConnection : public EngineSink {
   ClientConnection* Occupant(const ClientHello& hello) const;
   // REQUIRES: Admits. Attaches when that completes the engine.
   void Add(ClientConnection* client, TimeNs now);
+  // A rank says that it takes ops; attaches when that completes the engine. InvalidArgument: it
+  // said so before.
+  absl::Status OnWorkerReady(ClientConnection* worker, TimeNs now);
   // Detaches if attached, tells the scheduler.
   void Remove(ClientConnection* client, TimeNs now);
   bool Empty() const { return scheduler_ == nullptr && present_workers_ == 0; }
@@ -49,7 +52,9 @@ class EngineConnection : public EngineSink {
   void OnStats(const shm::EngineStatsBody& stats) override { stats_ = stats; }
 
  private:
-  bool Complete() const { return scheduler_ != nullptr && present_workers_ == world_size_; }
+  bool Complete() const { return scheduler_ != nullptr && ready_workers_ == world_size_; }
+  // InvalidArgument: the members' hellos contradict each other.
+  absl::Status CheckMembers() const;
   EngineSpec MakeSpec() const;
   void Attach(TimeNs now);
   void SendReady(uint32_t ready, shm::WireStatus status, TimeNs now);
@@ -63,6 +68,8 @@ class EngineConnection : public EngineSink {
   ClientConnection* scheduler_ = nullptr;
   std::vector<ClientConnection*> workers_;
   uint32_t present_workers_ = 0;
+  std::vector<bool> ready_;  // per rank
+  uint32_t ready_workers_ = 0;
   EngineHandle handle_ = 0;
   TimeNs attached_at_ = 0;
   TimeNs now_ = 0;  // of the latest call

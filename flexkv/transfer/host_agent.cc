@@ -38,8 +38,7 @@ HostAgent::~HostAgent() {
   thread_.join();
 }
 
-// --- tables
-// ------------------------------------------------------------------------------------------
+// --- tables --------------------------------------------------------------------------------------
 
 AgentOp* HostAgent::Find(OpKey key) const {
   auto it = ops_.find(key);
@@ -134,8 +133,7 @@ void HostAgent::WaitForChunk(std::unique_lock<std::mutex>& lock) {
   chunk_ended_.wait(lock, [&] { return chunk_number_ != number; });
 }
 
-// --- calls from outside
-// --------------------------------------------------------------------------------
+// --- calls from outside --------------------------------------------------------------------------
 
 void HostAgent::SetBootId(uint64_t boot_id) {
   std::lock_guard<std::mutex> lock(mutex_);

@@ -149,8 +149,7 @@ class CacheManagerTest : public ::testing::Test {
   std::unique_ptr<CacheManager> manager_;
 };
 
-// --- the plain path
-// ---------------------------------------------------------------------------------
+// --- the plain path ------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, WhatIsPutIsFoundOnceEveryRankCopiedIt) {
   Start({});
@@ -272,8 +271,7 @@ TEST_F(CacheManagerTest, FailedBlocksVanishWithWhatHangsBelow) {
   EXPECT_EQ(manager_->status().used_slots, 3u);
 }
 
-// --- room
-// -----------------------------------------------------------------------------------------
+// --- room ----------------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, FullMeansTheOldestGivesWay) {
   StartBlocks(8);
@@ -361,8 +359,7 @@ TEST_F(CacheManagerTest, BudgetInBlocks) {
   EXPECT_LE(manager_->status().slots, 32u);
 }
 
-// --- memory between size classes
-// ----------------------------------------------------------------------
+// --- memory between size classes -----------------------------------------------------------------
 
 TEST_F(CacheManagerTest, TwoLayoutsTakeTurnsAtFillingTheArena) {
   CacheManagerOptions options;
@@ -445,8 +442,7 @@ TEST_F(CacheManagerTest, SegmentsAreToldWhenTheyChange) {
   EXPECT_FALSE(manager_->SegmentsOf(engine + 1, 0, &seen, &segments));
 }
 
-// --- leases
-// ---------------------------------------------------------------------------------------
+// --- leases --------------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, LeasesExpireUnlessALoadRuns) {
   StartBlocks(16);
@@ -496,8 +492,7 @@ TEST_F(CacheManagerTest, ALoadTrimsItsLease) {
   Check();
 }
 
-// --- epochs, engines
-// --------------------------------------------------------------------------------
+// --- epochs, engines -----------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, ResetHidesEverythingOfBefore) {
   StartBlocks(32);
@@ -545,8 +540,7 @@ TEST_F(CacheManagerTest, BlocksOutliveTheirEngine) {
   EXPECT_EQ(Hits(Attach("other"), 1, 4), 0u);
 }
 
-// --- bad input
-// --------------------------------------------------------------------------------------
+// --- bad input -----------------------------------------------------------------------------------
 
 TEST_F(CacheManagerTest, BadSpecsAreRefused) {
   StartBlocks(8);

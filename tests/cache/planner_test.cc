@@ -15,8 +15,7 @@ constexpr uint64_t kKiB = 1024;
 constexpr uint64_t kMiB = 1024 * kKiB;
 constexpr uint64_t kGiB = 1024 * kMiB;
 
-// --- geometry
-// -------------------------------------------------------------------------------------
+// --- geometry ------------------------------------------------------------------------------------
 
 TEST(GeometryTest, StrideIsAPageOrACacheLine) {
   EXPECT_EQ(ShardStride(1), 64u);
@@ -95,8 +94,7 @@ TEST(GeometryTest, BudgetInBlocksHoldsThem) {
   EXPECT_FALSE(BudgetForBlocks(std::vector<uint64_t>{4096}, kGiB, 0).has_value());
 }
 
-// --- put
-// ------------------------------------------------------------------------------------------
+// --- put -----------------------------------------------------------------------------------------
 
 struct PutCase {
   std::string name;
@@ -158,8 +156,7 @@ TEST(PlanLoadTest, RangeMustLieInTheLease) {
   EXPECT_FALSE(RangeInLease(2, UINT32_MAX, 4));
 }
 
-// --- memory between classes
-// -------------------------------------------------------------------------
+// --- memory between classes ----------------------------------------------------------------------
 
 TEST(ShareTest, AloneAClassMayHaveEverything) {
   std::vector<ClassShare> classes = {{.bytes = 0, .group_bytes = 10, .entitled = true}};

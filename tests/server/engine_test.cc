@@ -79,6 +79,32 @@ TEST_F(EngineTest, BeforeItIsCompleteAnEngineGetsNothing) {
   EXPECT_EQ(ended->message.status, static_cast<uint32_t>(shm::WireStatus::kRefused));
 }
 
+// A welcomed rank may not have seen the Welcome yet: it turns engine halves away until it has.
+TEST_F(EngineTest, AnEngineIsReadyWhenEveryRankSaysSo) {
+  auto scheduler = RawClient::Attach(Socket(), SchedulerHello(1, 1), SchedulerText("m"));
+  auto worker = RawClient::Attach(Socket(), WorkerHello(1, 0, 1), "layout", /*say_ready=*/false);
+  ASSERT_TRUE(scheduler.ok() && worker.ok());
+  EXPECT_FALSE((*scheduler)->WaitFor(shm::MessageType::kEngineReady, 100).has_value());
+  shm::Message ready;
+  ready.type = static_cast<uint32_t>(shm::MessageType::kWorkerReady);
+  (*worker)->Push(ready);
+  EXPECT_TRUE((*scheduler)->WaitFor(shm::MessageType::kEngineReady).has_value());
+  (*worker)->Push(ready);  // twice is a violation
+  EXPECT_TRUE(Eventually([&] { return Status().clients_dropped() == 1; }));
+}
+
+TEST_F(EngineTest, MembersThatDisagreeNeverBecomeReady) {
+  auto scheduler = RawClient::Attach(Socket(), SchedulerHello(1, 1), SchedulerText("m"));
+  shm::Hello hello = WorkerHello(1, 0, 1);
+  hello.tokens_per_block *= 2;
+  auto worker = RawClient::Attach(Socket(), hello, "layout");
+  ASSERT_TRUE(scheduler.ok() && worker.ok());
+  const std::optional<RawMessage> answer = (*scheduler)->WaitFor(shm::MessageType::kEngineReady);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->message.first, 0u);
+  EXPECT_EQ(answer->message.status, static_cast<uint32_t>(shm::WireStatus::kInvalid));
+}
+
 TEST_F(EngineTest, ARefusedLoadIsToldToBothSides) {
   RawEngine engine(Socket(), 1);
   engine.scheduler().Push(LoadMessage(1, 44, 12345, 0, 4));  // no such lease

@@ -3,6 +3,7 @@
 
 #include <chrono>
 
+#include "absl/strings/str_cat.h"
 #include "flexkv/server/hello.h"
 #include "flexkv/server/io_thread.h"
 #include "gmock/gmock.h"
@@ -46,7 +47,8 @@ TEST_F(HandshakeTest, WrongHellosAreRejectedWithASentence) {
   shm::Hello hello = SchedulerHello(1);
   hello.version = 99;
   EXPECT_THAT(Rejection(hello, SchedulerText("m")),
-              HasSubstr("protocol version 1, the client speaks 99"));
+              HasSubstr(absl::StrCat("protocol version ", shm::kProtocolVersion,
+                                     ", the client speaks 99")));
   hello = SchedulerHello(1);
   hello.pid = 1;
   EXPECT_THAT(Rejection(hello, SchedulerText("m")), HasSubstr("pid"));

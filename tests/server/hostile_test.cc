@@ -85,7 +85,7 @@ std::vector<Attack> Attacks() {
          shm::Message m = OfType(16);
          m.payload_bytes = 64;
          m.payload_position = shm::kPayloadBytes - 8;
-         WriteRaw(e.worker(), 0, m);
+         WriteRaw(e.worker(), 1, m);  // after its kWorkerReady
        }},
       {"a packet after the handshake", true,
        [](RawEngine& e) {

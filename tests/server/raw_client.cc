@@ -64,7 +64,8 @@ std::vector<std::byte> HelloPacket(shm::Hello hello, const std::string& text) {
 
 absl::StatusOr<std::unique_ptr<RawClient>> RawClient::Attach(const std::string& socket_path,
                                                              const shm::Hello& hello,
-                                                             const std::string& text) {
+                                                             const std::string& text,
+                                                             bool say_ready) {
   absl::StatusOr<UniqueFd> socket = shm::ConnectPacketSocket(socket_path);
   if (!socket.ok()) return socket.status();
   if (absl::Status sent = shm::SendPacket(socket->get(), HelloPacket(hello, text)); !sent.ok())
@@ -93,6 +94,11 @@ absl::StatusOr<std::unique_ptr<RawClient>> RawClient::Attach(const std::string& 
       shm::RingProducer(&view.header->requests, view.request_slots, view.request_payload);
   client->consumer_ =
       shm::RingConsumer(&view.header->completions, view.completion_slots, view.completion_payload);
+  if (say_ready && hello.role == static_cast<uint32_t>(shm::Role::kWorker)) {
+    shm::Message ready;
+    ready.type = static_cast<uint32_t>(shm::MessageType::kWorkerReady);
+    client->Push(ready);
+  }
   return client;
 }
 

@@ -38,7 +38,8 @@ class RawClient {
   // FailedPrecondition with the daemon's sentence when it rejects.
   static absl::StatusOr<std::unique_ptr<RawClient>> Attach(const std::string& socket_path,
                                                            const shm::Hello& hello,
-                                                           const std::string& text);
+                                                           const std::string& text,
+                                                           bool say_ready = true);
 
   bool Push(shm::Message message, std::span<const std::byte> payload = {});
   void RingDaemon() { shm::RingBell(reinterpret_cast<shm::Bell*>(doorbell_.data())); }

@@ -99,8 +99,7 @@ ManagerSim::SimRequest* ManagerSim::AnyRequest(SimEngine* engine, RequestKey* ke
   return &it->second;
 }
 
-// --- engines
-// ----------------------------------------------------------------------------------------
+// --- engines -------------------------------------------------------------------------------------
 
 void ManagerSim::Attach() {
   if (engines_.size() >= kMaxEngines) return;
@@ -130,8 +129,7 @@ void ManagerSim::Kill() {
   ++stats_.deaths;
 }
 
-// --- requests
-// ---------------------------------------------------------------------------------------
+// --- requests ------------------------------------------------------------------------------------
 
 void ManagerSim::LookupAgain(SimEngine* engine, RequestKey key, SimRequest* request) {
   const std::vector<BlockHash>& document = documents_[request->document];
@@ -273,8 +271,7 @@ void ManagerSim::CheckLeaseHolds() {
   manager_->EndRequest(engine->handle, UINT64_MAX);
 }
 
-// --- bad input
-// --------------------------------------------------------------------------------------
+// --- bad input -----------------------------------------------------------------------------------
 
 // Hashes that are no chain: the same one over and over, in any order and depth. None of ours is
 // used.
@@ -353,8 +350,7 @@ void ManagerSim::Trouble() {
   segments_.SetBudget(rng_.OneIn(4) ? segments_.live_bytes() : UINT64_MAX);
 }
 
-// --- progress
-// ---------------------------------------------------------------------------------------
+// --- progress ------------------------------------------------------------------------------------
 
 void ManagerSim::TakeEvents() {
   std::vector<ManagerEvent> events;

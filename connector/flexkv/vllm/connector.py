@@ -7,7 +7,6 @@ swallowed exception costs hits, never a waiting request and never a wrong byte.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,14 @@ from vllm.logger import init_logger
 
 from flexkv import _core
 from flexkv.vllm import autostart, compat, identity, layout
+from flexkv.vllm.sessions import (
+    LoadEnds,
+    LoadReports,
+    arm_faults_once,
+    open_scheduler,
+    open_worker,
+    set_failure_policy,
+)
 from flexkv.vllm.settings import Settings, read_settings
 from flexkv.vllm.stats import SCHEDULER_COUNTERS, WORKER_COUNTERS, FlexKVPromMetrics, FlexKVStats, Increments
 
@@ -38,60 +45,13 @@ class FlexKVMetadata(compat.KVConnectorMetadata):  # type: ignore[misc]
     stop: bool = False  # the scheduler's side broke: copy nothing more
 
 
-def arm_faults_once() -> None:
-    """Test faults, armed by the environment of the engine's process."""
-    spec = os.environ.get("FLEXKV_FAULTS")
-    if spec and not getattr(arm_faults_once, "done", False):
-        _core.arm_faults(spec)
-        logger.warning("faults are armed: %s", spec)
-    arm_faults_once.done = True  # type: ignore[attr-defined]
-
-
-def _start_daemon(settings: Settings) -> None:
-    try:
-        if autostart.ensure_daemon(settings.socket_dir, settings.config_path):
-            logger.info("starting flexkvd in %s", settings.socket_dir)
-    except OSError as error:
-        logger.warning("no FlexKV daemon: %s", error)
-
-
-def _label(vllm_config: Any) -> str:
-    """What `flexkv status` shows."""
-    return f"vllm {os.path.basename(str(vllm_config.model_config.model).rstrip('/'))} pid {os.getpid()}"
-
-
-def open_scheduler(
-    vllm_config: Any, kv_cache_config: Any, settings: Settings, *, block_tables_change: bool, reduced: bool = False
-) -> _core.SchedulerSession:
-    """The session of an engine's scheduler, full or reduced; starts a daemon when none runs and settings allow it."""
-    text, notes = identity.fingerprint(vllm_config, kv_cache_config)
-    for note in notes:
-        logger.warning("FlexKV: blocks of this engine are not shared with others: %s", note)
-    if settings.autostart:
-        _start_daemon(settings)
-    return _core.SchedulerSession(
-        socket_path=settings.socket_path,
-        engine_id=identity.engine_id(vllm_config),
-        world_size=vllm_config.parallel_config.world_size,
-        tokens_per_block=identity.block_tokens(vllm_config, kv_cache_config),
-        label=_label(vllm_config),
-        fingerprint=text,
-        lookup_wait_us=settings.lookup_wait_us,
-        lookup_timeout_ms=settings.lookup_timeout_ms,
-        load_timeout_ms=settings.load_timeout_ms,
-        min_load_tokens=settings.min_load_tokens,
-        block_tables_change=block_tables_change,
-        reduced=reduced,
-    )
-
-
 class SchedulerSide:
     """The connector in the scheduler's process."""
 
     def __init__(self, vllm_config: Any, kv_cache_config: Any, settings: Settings) -> None:
         self._session: _core.SchedulerSession | None = None
         self._broken_loads: list[FailedLoad] = []
-        self._failed: set[str] = set()  # loads with a failed block whose end is still to be reported
+        self._ends = LoadEnds()
         self._stop = False
         self._hash_checked = False
         self._hash_algorithm = vllm_config.cache_config.prefix_caching_hash_algo
@@ -177,14 +137,8 @@ class SchedulerSide:
         return metadata
 
     def update_output(self, output: Any) -> None:
-        session = self._session
-        if session is None:
-            return
-        if output.invalid_block_ids:  # ranks report failures in passes of their own, at the latest with the end
-            self._failed.update(session.loads_into(list(output.invalid_block_ids)))
-        for request_id in output.finished_recving or ():
-            session.load_ended(request_id, request_id in self._failed)
-            self._failed.discard(request_id)
+        if self._session is not None:
+            self._ends.take(self._session, output)
 
     def request_finished(self, request: Any) -> None:
         if self._session is not None:
@@ -217,7 +171,7 @@ class WorkerSide:
         self._settings = settings
         self.session = _core.WorkerSession()
         self._fenced: FlexKVMetadata | None = None
-        self._failed_blocks: set[int] = set()
+        self.reports = LoadReports()
         self.errors = 0
         self._increments = Increments(WORKER_COUNTERS)
 
@@ -229,20 +183,8 @@ class WorkerSide:
         self.session.abandon()
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        parallel = self._vllm_config.parallel_config
-        device = next(iter(kv_caches.values())).device.type if kv_caches else "none"
         try:
-            found = layout.read_layout(kv_caches, self._vllm_config, self._kv_cache_config, device)
-            self.session.open(
-                socket_path=self._settings.socket_path,
-                engine_id=identity.engine_id(self._vllm_config),
-                rank=parallel.rank % parallel.world_size,
-                world_size=parallel.world_size,
-                load_timeout_ms=self._settings.load_timeout_ms,
-                tokens_per_block=identity.block_tokens(self._vllm_config, self._kv_cache_config),
-                tensors=found.tensors,
-                descriptor=found.descriptor,
-            )
+            open_worker(self.session, self._vllm_config, self._kv_cache_config, kv_caches, self._settings)
         except (layout.UnknownLayoutError, ValueError) as error:
             logger.warning("FlexKV is off for this worker: %s", error)
 
@@ -269,13 +211,7 @@ class WorkerSide:
         self.session.step_done()
 
     def poll(self) -> set[str] | None:
-        loads, failed_blocks = self.session.poll()
-        self._failed_blocks.update(failed_blocks)
-        return set(loads) if loads else None
-
-    def take_failed_blocks(self) -> set[int]:
-        failed, self._failed_blocks = self._failed_blocks, set()
-        return failed
+        return self.reports.poll(self.session)
 
     def totals(self) -> dict[str, Any]:
         totals = self.session.stats()
@@ -310,10 +246,7 @@ class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
         if role == compat.KVConnectorRole.SCHEDULER:
             for warning in warnings:
                 logger.warning("FlexKV: %s", warning)
-            # A load that fails is a miss: the engine computes those tokens instead of failing the request.
-            if transfer.kv_load_failure_policy == "fail" and not settings.allow_fail_policy:
-                logger.info('FlexKV sets kv_load_failure_policy to "recompute" (flexkv.allow_fail_policy keeps "fail")')
-                transfer.kv_load_failure_policy = "recompute"
+            set_failure_policy(transfer, settings)
             arm_faults_once()
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, settings)
         else:
@@ -419,7 +352,7 @@ class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
         return None, ended
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return set() if self._worker is None else self._worker.take_failed_blocks()
+        return set() if self._worker is None else self._worker.reports.take_failed_blocks()
 
     # --- both -------------------------------------------------------------------------------------
 

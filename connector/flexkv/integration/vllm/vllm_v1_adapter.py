@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from flexkv import _core
-from flexkv.vllm import compat, identity, layout
-from flexkv.vllm.connector import FlexKVMetadata, arm_faults_once, open_scheduler
+from flexkv.vllm import compat, layout
+from flexkv.vllm.connector import FlexKVMetadata
+from flexkv.vllm.sessions import (
+    LoadEnds,
+    LoadReports,
+    arm_faults_once,
+    open_scheduler,
+    open_worker,
+    set_failure_policy,
+)
 from flexkv.vllm.settings import Settings, read_settings
 from flexkv.vllm.stats import FlexKVStats
 
@@ -35,7 +43,7 @@ class ReducedScheduler:
     def __init__(self, vllm_config: Any, settings: Settings) -> None:
         self._off = False
         self._known: set[str] = set()
-        self._failed: set[str] = set()
+        self.ends = LoadEnds()
         # Specifications of the KV groups are not ours to see here; the workers' layouts tell namespaces apart.
         blind = SimpleNamespace(kv_cache_groups=[], hash_block_size=None, kv_cache_layout="reduced")
         self.session = open_scheduler(vllm_config, blind, settings, block_tables_change=False, reduced=True)
@@ -55,13 +63,6 @@ class ReducedScheduler:
         tokens = self.session.matched_tokens(request, num_computed_tokens)
         return tokens, bool(tokens)
 
-    def update_output(self, output: Any) -> None:
-        if output.invalid_block_ids:
-            self._failed.update(self.session.loads_into(list(output.invalid_block_ids)))
-        for request_id in output.finished_recving or ():
-            self.session.load_ended(request_id, request_id in self._failed)
-            self._failed.discard(request_id)
-
     def request_finished(self, request: Any, block_ids: list[int]) -> bool:
         if request.request_id not in self._known:
             return False
@@ -80,7 +81,7 @@ class ReducedWorker:
         self._vllm_config = vllm_config
         self._settings = settings
         self.session = _core.WorkerSession()
-        self._failed_blocks: set[int] = set()
+        self.reports = LoadReports()
         self._errors = 0
 
     def fail(self, hook: str, error: Exception) -> None:
@@ -108,34 +109,16 @@ class ReducedWorker:
         )
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        parallel = self._vllm_config.parallel_config
         try:
             config = self._kv_cache_config(kv_caches)
-            device = next(iter(kv_caches.values())).device.type
-            found = layout.read_layout(kv_caches, self._vllm_config, config, device)
-            self.session.open(
-                socket_path=self._settings.socket_path,
-                engine_id=identity.engine_id(self._vllm_config),
-                rank=parallel.rank % parallel.world_size,
-                world_size=parallel.world_size,
-                load_timeout_ms=self._settings.load_timeout_ms,
-                tokens_per_block=identity.block_tokens(self._vllm_config, config),
-                tensors=found.tensors,
-                descriptor=found.descriptor,
-                reduced=True,
-            )
+            open_worker(self.session, self._vllm_config, config, kv_caches, self._settings, reduced=True)
         except (layout.UnknownLayoutError, ValueError) as error:
             logger.warning("FlexKV is off for this worker: %s", error)
 
     def poll(self) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose store, and whose load, is over on this rank."""
-        loads, failed_blocks = self.session.poll()
-        self._failed_blocks.update(failed_blocks)
-        return set(self.session.take_ended_stores()) or None, set(loads) or None
-
-    def take_failed_blocks(self) -> set[int]:
-        failed, self._failed_blocks = self._failed_blocks, set()
-        return failed
+        loads = self.reports.poll(self.session)
+        return set(self.session.take_ended_stores()) or None, loads
 
 
 class FlexKVConnectorV1Impl:
@@ -162,9 +145,7 @@ class FlexKVConnectorV1Impl:
             "FlexKV runs in reduced mode: blocks are stored when a request ends. For all features use "
             '"kv_connector":"FlexKVConnector","kv_connector_module_path":"flexkv.vllm.connector"'
         )
-        if transfer.kv_load_failure_policy == "fail" and not settings.allow_fail_policy:
-            logger.info('FlexKV sets kv_load_failure_policy to "recompute" (flexkv.allow_fail_policy keeps "fail")')
-            transfer.kv_load_failure_policy = "recompute"
+        set_failure_policy(transfer, settings)
         self._scheduler = ReducedScheduler(vllm_config, settings)
 
     def _call(self, side: Any, hook: str, call: Callable[[Any], Any], otherwise: Any) -> Any:
@@ -201,7 +182,12 @@ class FlexKVConnectorV1Impl:
         return FlexKVMetadata()
 
     def update_connector_output(self, connector_output: Any) -> None:
-        self._call(self._scheduler, "update_connector_output", lambda side: side.update_output(connector_output), None)
+        self._call(
+            self._scheduler,
+            "update_connector_output",
+            lambda side: side.ends.take(side.session, connector_output),
+            None,
+        )
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         held = self._call(
@@ -237,7 +223,7 @@ class FlexKVConnectorV1Impl:
         return found  # type: ignore[no-any-return]
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return set() if self._worker is None else self._worker.take_failed_blocks()
+        return set() if self._worker is None else self._worker.reports.take_failed_blocks()
 
     # --- both -------------------------------------------------------------------------------------
 

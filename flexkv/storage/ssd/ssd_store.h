@@ -109,6 +109,8 @@ struct SsdStoreOptions {
       5 * kNsPerMs;                   // a commit group closes this long after its first write ended
   uint64_t group_bytes = 8ull << 20;  // or when it holds this much
   bool sync = true;                   // false only in benchmarks that say so
+  // Of the store, when the device is formatted; all zero: drawn at random. Simulations give one.
+  std::array<uint8_t, 16> new_store_id{};
 };
 
 struct SsdStoreStats {

@@ -1,0 +1,2 @@
+#define CHECKSUM_NAME ChecksumAvx2
+#include "flexkv/storage/ssd/ssd_checksum_body.h"

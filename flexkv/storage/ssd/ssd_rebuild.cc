@@ -1,0 +1,126 @@
+// A segment whose log is lost, from its slots' own headers. Frees are forgotten by that, as far as
+// no page of the log is left: such blocks come back, with the right bytes.
+#include <algorithm>
+
+#include "flexkv/storage/ssd/ssd_recovery.h"
+
+namespace flexkv::ssd {
+namespace {
+
+constexpr uint32_t kHeadersAhead = 32;
+
+}  // namespace
+
+std::optional<SsdShape> SegmentRecovery::FindShape() {
+  PieceReader reader(&state_->io, SequentialPlan(segment_->data, 0, *files_.data_bytes));
+  uint64_t offset = 0;
+  for (auto pages = reader.Next(); !pages.empty(); pages = reader.Next()) {
+    for (size_t at = 0; at < pages.size(); at += kPageBytes, offset += kPageBytes) {
+      SlotHeader header;
+      if (ParseSlotHeader(pages.data() + at, &header) && header.store == state_->superblock.store &&
+          header.segment == segment_->id && offset == header.shape.record_bytes() * header.slot) {
+        return header.shape;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+void SegmentRecovery::SalvagePage(const std::byte* page, uint64_t region_epoch,
+                                  SegmentImage* image) {
+  LogPageInfo info;
+  if (!ParsePageOf(state_->superblock.store, segment_->id, page, &info)) return;
+  uint64_t& max_epoch = segment_->position.max_epoch;
+  max_epoch = std::max(max_epoch, info.region_epoch);
+  for (uint32_t i = 0; i < info.count; ++i) {
+    const LogRecord& record = RecordsOf(page)[i];
+    const bool epoch = record.kind == static_cast<uint32_t>(RecordKind::kEpoch);
+    // Of slots only what belongs to the region's present use: the rest is out of order.
+    if (epoch || info.region_epoch == region_epoch) image->Apply(record);
+  }
+}
+
+// What pages of the log are left still tells frees and epochs. The older region goes first.
+void SegmentRecovery::Salvage(SegmentImage* image) {
+  if (!segment_->log_open) return;
+  const uint32_t newer = probes_[1].max_epoch > probes_[0].max_epoch ? 1 : 0;
+  for (const uint32_t region : {1 - newer, newer}) {
+    const uint64_t end = std::min(log_end(), segment_->RegionOffset(region + 1));
+    PieceReader reader(&state_->io,
+                       SequentialPlan(segment_->log, segment_->RegionOffset(region), end));
+    for (auto pages = reader.Next(); !pages.empty(); pages = reader.Next()) {
+      for (size_t at = 0; at < pages.size(); at += kPageBytes) {
+        SalvagePage(pages.data() + at, probes_[region].max_epoch, image);
+      }
+    }
+  }
+}
+
+void SegmentRecovery::ReadHeaders(SegmentImage* image) {
+  const SsdShape& shape = segment_->shape;
+  PieceReader reader(&state_->io, {segment_->data, 0, segment_->record_bytes, 1, shape.slots,
+                                   *files_.data_bytes, kHeadersAhead});
+  for (uint32_t slot = 0; slot < shape.slots; ++slot) {
+    const std::span<const std::byte> page = reader.Next();
+    SlotHeader header;
+    if (page.empty()) break;  // the file ends here
+    if (ParseSlotHeader(page.data(), &header) && header.store == state_->superblock.store &&
+        header.segment == segment_->id && header.slot == slot &&
+        header.shape.slots == shape.slots && header.shape.shard_bytes == shape.shard_bytes) {
+      image->ApplyHeader(header);
+    }
+  }
+}
+
+void SegmentRecovery::Rebuild() {
+  if (segment_->shape.slots == 0) {
+    const std::optional<SsdShape> shape = FindShape();
+    if (!shape.has_value()) {
+      MarkUnreadable();
+      return;
+    }
+    segment_->SetShape(*shape);
+  }
+  SegmentImage image(segment_, *files_.data_bytes, blocks_, &state_->epochs);
+  Salvage(&image);
+  ReadHeaders(&image);
+  image.Compact();
+  state_->stats.dropped_records += image.dropped();
+  segment_->rebuilt = true;
+  if (*files_.data_bytes != segment_->shape.segment_bytes()) state_->Retire(segment_);
+}
+
+namespace {
+
+// False: there is no room, or the file cannot be made.
+bool ReplaceLogFile(StoreState* state, Segment* segment, uint64_t bytes) {
+  Disk* disk = state->io.disk();
+  if (segment->log_open) disk->Close(segment->log);
+  segment->log_open = false;
+  const std::string name = LogName(segment->id);
+  if (disk->Remove(name).ok()) {
+    state->stats.file_bytes -= segment->log_bytes;
+    segment->log_bytes = 0;
+  }
+  if (!state->HasRoomFor(bytes)) return false;
+  const absl::StatusOr<FileId> log = disk->Create(name, bytes);
+  if (!log.ok()) return false;
+  segment->log = *log;
+  segment->log_open = true;
+  segment->log_bytes = bytes;
+  state->stats.file_bytes += bytes;
+  return true;
+}
+
+}  // namespace
+
+void WriteNewLog(StoreState* state, Segment* segment, std::span<const RecoveredBlock> blocks) {
+  if (segment->state != SegmentState::kOpen) return;
+  const uint64_t bytes = 2 * segment->RegionOffset(1);
+  const bool fits = segment->log_open && segment->log_bytes == bytes;
+  if ((!fits && !ReplaceLogFile(state, segment, bytes)) || !state->RunTurnOver(segment, blocks)) {
+    state->Retire(segment);
+  }
+}
+
+}  // namespace flexkv::ssd

@@ -47,7 +47,8 @@ enum class MessageType : uint32_t {
   kLookupReply =
       32,          // request, first = matched blocks, lease, status; sequence = that of the request
   kPutReply = 33,  // op, first = held, count = accepted, lease = refused
-  kOpEnded = 34,   // op, status, first = ok blocks, count = failed blocks, route
+  kOpEnded =
+      34,  // op, status, first = ok blocks, count = failed blocks, route, lease = duration, ns
   kResetReply = 35,   // request = caller's number, status
   kEngineReady = 36,  // first = 1: all ranks attached under this boot id; 0: not (any more)
   // daemon -> worker

@@ -85,6 +85,7 @@ struct ManagerEvent {
   OpStatus status = OpStatus::kOk;
   uint32_t ok_blocks = 0;
   uint32_t failed_blocks = 0;
+  TimeNs duration_ns = 0;  // from launch to the end of the last rank
 };
 
 // Counters since start; every one only rises. Tokens are counted by the engine (RecordGet).

@@ -82,6 +82,7 @@ struct Op {
   NamespaceId ns_id = 0;  // the epoch it was launched in
   ClassState* size_class = nullptr;
   uint32_t ranks_left = 0;
+  TimeNs launched = 0;
   std::vector<SlotId> slots;
   std::vector<bool> failed;
   SlotId pinned;           // loads: keeps the prefix until all ranks are done

@@ -61,6 +61,7 @@ absl::Status CacheManager::Impl::Launch(Engine* engine, std::unique_ptr<Op> op,
   op->ns_id = engine->ns->id;
   op->size_class = engine->size_class;
   op->ranks_left = engine->world_size;
+  op->launched = now;
   op->failed.assign(op->slots.size(), false);
   ++engine->ns->ops;
   engine->ops.emplace(op->key, next_tag);
@@ -257,7 +258,8 @@ void CacheManager::Impl::FinishOp(uint64_t tag) {
                                 .route = op->route,
                                 .status = StatusOf(ok, op->slots.size()),
                                 .ok_blocks = ok,
-                                .failed_blocks = static_cast<uint32_t>(op->slots.size()) - ok});
+                                .failed_blocks = static_cast<uint32_t>(op->slots.size()) - ok,
+                                .duration_ns = now - op->launched});
 }
 
 }  // namespace flexkv

@@ -1,8 +1,6 @@
 #include "flexkv/client/daemon_link.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -11,6 +9,8 @@
 #include <tuple>
 #include <utility>
 
+#include "flexkv/base/thread_setup.h"
+
 namespace flexkv {
 namespace {
 
@@ -18,16 +18,6 @@ constexpr int kRetryMs =
     100;  // between attempts to attach: a restarted daemon is found within that
 constexpr int kHandshakeMs = 2000;  // for the Welcome
 constexpr int kIdleMs = 100;
-
-// The engine may have bound its threads to the cores it computes on; ours may run anywhere.
-void ResetThread(const char* name) {
-  pthread_setname_np(pthread_self(), name);
-  cpu_set_t all;
-  CPU_ZERO(&all);
-  const long cpus = sysconf(_SC_NPROCESSORS_CONF);
-  for (long cpu = 0; cpu < cpus && cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &all);
-  sched_setaffinity(0, sizeof(all), &all);  // the kernel keeps what the cgroup allows
-}
 
 }  // namespace
 
@@ -136,7 +126,7 @@ bool DaemonLink::WaitStop(int timeout_ms) {
 }
 
 void DaemonLink::Run() {
-  ResetThread("flexkv-link");
+  SetUpThread("flexkv-link");
   while (!WaitStop(0)) {
     if (AttachOnce()) {
       Serve();

@@ -24,6 +24,7 @@ class LoadEconomics {
       Blend(&prefill_tokens_per_s_, tokens / seconds);
     }
   }
+  // `duration_ns` is the copy's own: that a load's end is noticed at a step's end is in the step.
   void RecordLoad(uint32_t tokens, TimeNs duration_ns) {
     if (tokens < kPrefillTokens || duration_ns == 0) return;
     Blend(&load_tokens_per_s_, tokens / (static_cast<double>(duration_ns) * 1e-9));

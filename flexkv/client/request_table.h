@@ -55,7 +55,6 @@ struct SchedulerLoad {
   std::shared_ptr<const SchedulerRequest> request;  // its hashes outlive its place in the table
   uint32_t first = 0;                               // first block loaded
   uint32_t count = 0;
-  TimeNs started_at = 0;
   std::vector<uint32_t> block_ids;
   bool lost = false;   // its daemon is gone: others need not wait for it
   bool ended = false;  // arrived, but the engine has not looked at the request since

@@ -200,7 +200,12 @@ void SchedulerSession::Impl::HandleCompletion(const shm::Message& message) {
       HandleLookupReply(message);
       break;
     case shm::MessageType::kOpEnded:
-      if (message.route == static_cast<uint32_t>(Route::kDeviceToCpu)) sources.Ended(message.op);
+      if (message.route == static_cast<uint32_t>(Route::kDeviceToCpu)) {
+        sources.Ended(message.op);
+      } else if (message.status == static_cast<uint32_t>(shm::WireStatus::kOk)) {
+        // The copy's own time: the engine hears of a load's end a step later, whatever it took.
+        economics.RecordLoad(message.first * options.tokens_per_block, message.lease);
+      }
       break;
     case shm::MessageType::kPutReply:
       if (message.count == 0) sources.Ended(message.op);
@@ -393,7 +398,6 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   load.key = next_op++;
   load.request = requests.Share(request);
   load.first = request->local_computed_tokens / block;
-  load.started_at = clock.Now();
   uint32_t count = num_external_tokens / block;
   // Blocks outside a sliding window are the null block: nobody reads them, so they are not loaded.
   while (count > 0 && load.first < request->block_ids.size() &&
@@ -466,7 +470,6 @@ void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
   } else {
     impl.stats.loaded_tokens += tokens;
     body.loaded = tokens;
-    impl.economics.RecordLoad(tokens, impl.clock.Now() - load->second.started_at);
   }
   if (impl.Usable()) impl.Push(MakeMessage(shm::MessageType::kRecordGet), shm::AsBytes(body));
   SchedulerRequest* request = impl.requests.Find(View(id));

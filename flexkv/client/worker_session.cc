@@ -4,8 +4,6 @@
 // reaches the next daemon.
 #include "flexkv/client/worker_session.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -16,6 +14,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/base/thread_setup.h"
 #include "flexkv/client/daemon_link.h"
 #include "flexkv/client/plan_board.h"
 #include "flexkv/client/step_plan.h"
@@ -172,7 +171,7 @@ void WorkerSession::Impl::OnLost() {
 }
 
 void WorkerSession::Impl::RunPump() {
-  pthread_setname_np(pthread_self(), "flexkv-pump");
+  SetUpThread("flexkv-pump");
   std::unique_lock<std::mutex> lock(pump_mutex);
   while (!stopping) {
     if (pump_channel == nullptr) {

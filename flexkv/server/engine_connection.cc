@@ -164,6 +164,7 @@ void EngineConnection::OnEvent(const ManagerEvent& event, TimeNs now) {
   message.status = static_cast<uint32_t>(event.status);
   message.first = event.ok_blocks;
   message.count = event.failed_blocks;
+  message.lease = event.duration_ns;
   message.route = static_cast<uint32_t>(event.route);
   ToScheduler(message);
 }

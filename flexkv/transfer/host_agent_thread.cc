@@ -1,12 +1,10 @@
 // The agent's thread: picks an op, checks it, copies it chunk by chunk. See host_agent.h.
-#include <pthread.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "flexkv/base/fault.h"
+#include "flexkv/base/thread_setup.h"
 #include "flexkv/transfer/host_agent.h"
 #include "flexkv/transfer/host_copy.h"
 
@@ -18,24 +16,10 @@ namespace {
 constexpr uint32_t kLoadChunksPerStoreChunk = 8;
 constexpr auto kSlowChunk = std::chrono::milliseconds(20);
 
-// The engine may have bound the thread that made us to cores it keeps busy; the kernel cuts a full
-// mask down to the cores this process is allowed.
-void UseAllAllowedCores() {
-  constexpr int kMaxCores = 8192;
-  cpu_set_t* all = CPU_ALLOC(kMaxCores);
-  if (all == nullptr) return;
-  const size_t bytes = CPU_ALLOC_SIZE(kMaxCores);
-  CPU_ZERO_S(bytes, all);
-  for (int core = 0; core < kMaxCores; ++core) CPU_SET_S(static_cast<size_t>(core), bytes, all);
-  sched_setaffinity(0, bytes, all);
-  CPU_FREE(all);
-}
-
 }  // namespace
 
 void HostAgent::Run() {
-  pthread_setname_np(pthread_self(), "flexkv-agent");
-  UseAllAllowedCores();
+  SetUpThread("flexkv-agent");
   std::unique_lock<std::mutex> lock(mutex_);
   while (!stopping_) {
     EndOrphans(clock_.Now());

@@ -3,8 +3,12 @@
 #include "flexkv/client/worker_session.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <string>
 #include <thread>
 
 #include "flexkv/base/fault.h"
@@ -107,6 +111,31 @@ class WorkerSessionTest : public ::testing::Test {
   std::unique_ptr<ScriptedClient> client_;
   uint64_t plan_ = 0;
 };
+
+// Engines bind the thread that opens the session to one core, and keep that core busy.
+TEST_F(WorkerSessionTest, ItsThreadsRunOnEveryAllowedCore) {
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one core only";
+  CPU_ZERO(&one);
+  for (int core = 0; CPU_COUNT(&one) == 0; ++core) {
+    if (CPU_ISSET(core, &before)) CPU_SET(core, &one);
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  Open();
+  ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+  int ours = 0;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string name;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    if (!name.starts_with("flexkv-")) continue;
+    ++ours;
+    cpu_set_t allowed;
+    ASSERT_EQ(sched_getaffinity(std::stoi(task.path().filename()), sizeof(allowed), &allowed), 0);
+    EXPECT_EQ(CPU_COUNT(&allowed), CPU_COUNT(&before)) << name;
+  }
+  EXPECT_EQ(ours, 3);  // agent, link, pump
+}
 
 TEST_F(WorkerSessionTest, StoreThenLoadBringsTheSameBytesBack) {
   Open();

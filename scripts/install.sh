@@ -4,7 +4,7 @@
 source "$(dirname "$0")/common.sh"
 
 PACKAGES=(
-  build-essential ccache clang clang-format clang-tidy cmake git libclang-rt-14-dev ninja-build pkg-config
+  build-essential ccache clang clang-format clang-tidy cmake fio git libclang-rt-14-dev ninja-build pkg-config
   python3 python3-dev python3-venv
   libabsl-dev libbenchmark-dev libcli11-dev libcpp-httplib-dev libgmock-dev libgrpc++-dev libgtest-dev libnuma-dev
   libprotobuf-dev libspdlog-dev liburing-dev libxxhash-dev nlohmann-json3-dev protobuf-compiler protobuf-compiler-grpc

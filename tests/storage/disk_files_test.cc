@@ -2,8 +2,6 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <signal.h>
-#include <sys/mount.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -99,6 +97,7 @@ TEST_P(DiskTest, OneOwnerAtATime) {
   EXPECT_LT(SteadyClock().Now() - start, kNsPerSecond);
 }
 
+// A process that is killed with writes in flight: its successor opens soon.
 TEST_P(DiskTest, SuccessorOfAKilledProcess) {
   MustCreate("a", 32 << 20);
   disk_.reset();
@@ -131,33 +130,6 @@ TEST_P(DiskTest, SuccessorOfAKilledProcess) {
   Reopen();
   ASSERT_NE(disk_, nullptr);
   EXPECT_TRUE(disk_->Open("a").ok());
-}
-
-TEST_P(DiskTest, NoSpaceLeavesNothingBehind) {
-  const std::string small = PathOf("small");
-  ASSERT_EQ(mkdir(small.c_str(), 0700), 0);
-  const bool mounted = mount("tmpfs", small.c_str(), "tmpfs", 0, "size=1m,mode=700") == 0;
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
-  if (!mounted) {
-    const rlimit limit = {.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
-    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
-  }
-  {
-    absl::StatusOr<std::unique_ptr<Disk>> disk = Make({.directory = small});
-    ASSERT_TRUE(disk.ok()) << disk.status();
-    EXPECT_EQ((*disk)->Create("a", 2 << 20).status().code(), StatusCode::kResourceExhausted);
-    EXPECT_THAT((*disk)->List().value(), testing::IsEmpty());
-    EXPECT_GT((*disk)->FreeBytes().value(), mounted ? 900u << 10 : 0u);
-    EXPECT_TRUE((*disk)->Create("a", 512 << 10).ok());
-    if (mounted) {
-      EXPECT_EQ((*disk)->Create("b", 768 << 10).status().code(), StatusCode::kResourceExhausted);
-      EXPECT_TRUE((*disk)->Remove("a").ok());
-    }
-    EXPECT_EQ((*disk)->List()->size(), mounted ? 0u : 1u);
-  }
-  setrlimit(RLIMIT_FSIZE, &before);
-  EXPECT_EQ(mounted ? umount(small.c_str()) : 0, 0);
 }
 
 }  // namespace

@@ -180,9 +180,6 @@ TEST_P(DiskTest, ReadBeyondTheEndIsShort) {
             24 << 10);
 }
 
-// A process that is killed with writes in flight: its successor opens soon, and finds every write
-// either done or not begun when it does, never still on its way.
-// On a mount of 1 MiB where that can be had, else under a limit on the size of files.
 TEST_P(DiskTest, WakeEndsAWait) {
   std::vector<IoResult> results;
   // Before the wait, many times.

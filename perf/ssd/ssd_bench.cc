@@ -6,7 +6,7 @@
 // them are free, else transparent huge pages, else 4 KiB; the output names it. Goals: 0.93 of fio
 // at 64 KiB, 0.95 at 1 and 4 MiB; CPU time of a 1 MiB read at most 1.3 of the bare ring's.
 //
-//   flexkv_ssd_bench [--dir DIR] [--json FILE] [--rounds 9] [--seconds 0.4] [--mib 2048]
+//   flexkv_ssd_bench [--dir DIR] [--json FILE] [--rounds 15] [--seconds 0.3] [--mib 2048]
 //                    [--pages auto|4k] [--backend io_uring|threads] [--only NAME]
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -94,14 +94,14 @@ class Bench {
   Bench(const Args& args, JsonSink* sink)
       : sink_(sink),
         only_(args.Get("only", "")),
-        rounds_(std::max<size_t>(1, args.GetInt("rounds", 9))),
+        rounds_(std::max<size_t>(1, args.GetInt("rounds", 15))),
         threads_(args.Get("backend", "io_uring") == "threads"),
         memory_(MakeMemory(args.Get("pages", "auto") == "4k")) {
     directory_ = args.Get("dir", "build/ssd-bench");
     mkdir(directory_.c_str(), 0700);
     load_.path = directory_ + "/" + kFileName;
     load_.file_bytes = std::max<uint64_t>(64, args.GetInt("mib", 2048)) / 4 * 4 << 20;
-    load_.seconds = std::strtod(args.Get("seconds", "0.4").c_str(), nullptr);
+    load_.seconds = std::strtod(args.Get("seconds", "0.3").c_str(), nullptr);
     load_.pages = memory_.pages;
     OpenDisk();
     Fill();

@@ -68,7 +68,7 @@ void SsdStore::Impl::AcceptWrite(SsdWrite op) {
   Segment* segment = state.Find(op.place.segment);
   absl::Status status = CheckWrite(op, segment);
   if (!status.ok()) {
-    Finish(op.tag, SsdOpKind::kWrite, std::move(status));
+    Finish(op.place.segment, op.tag, SsdOpKind::kWrite, std::move(status));
     return;
   }
   const uint32_t generation = segment->slots[op.place.slot].generation + 1;
@@ -80,7 +80,7 @@ void SsdStore::Impl::AcceptWrite(SsdWrite op) {
 void SsdStore::Impl::AcceptRead(SsdRead op) {
   Segment* segment = state.Find(op.place.segment);
   if (segment == nullptr) {
-    Finish(op.tag, SsdOpKind::kRead, PlaceError(op.place));
+    Finish(op.place.segment, op.tag, SsdOpKind::kRead, PlaceError(op.place));
     return;
   }
   ++segment->pending_ops;
@@ -91,7 +91,7 @@ void SsdStore::Impl::AcceptFree(uint64_t tag, SsdPlace place) {
   Segment* segment = state.Find(place.segment);
   const bool unreadable = segment != nullptr && segment->state == SegmentState::kUnreadable;
   if (segment == nullptr || (!unreadable && place.slot >= segment->slots.size())) {
-    Finish(tag, SsdOpKind::kFree, PlaceError(place));
+    Finish(place.segment, tag, SsdOpKind::kFree, PlaceError(place));
     return;
   }
   const SlotState slot_state = unreadable ? SlotState::kLost : segment->slots[place.slot].state();
@@ -111,7 +111,7 @@ void SsdStore::Impl::AcceptFree(uint64_t tag, SsdPlace place) {
                                    segment->slots[place.slot].generation)});
     return;
   }
-  Finish(tag, SsdOpKind::kFree, std::move(status));
+  Finish(place.segment, tag, SsdOpKind::kFree, std::move(status));
 }
 
 bool SsdStore::Impl::HasRoomInFlight(uint64_t bytes) const {
@@ -345,7 +345,7 @@ void SsdStore::Impl::OnCommitted(const ssd::GroupEntry& entry, bool ok) {
 }
 
 void SsdStore::Impl::OnRaised(const ssd::EpochRaise& raise, bool ok) {
-  Finish(raise.tag, SsdOpKind::kRaiseEpoch,
+  Finish(0, raise.tag, SsdOpKind::kRaiseEpoch,
          ok ? absl::OkStatus() : absl::UnavailableError("no segment could record the epoch"));
 }
 

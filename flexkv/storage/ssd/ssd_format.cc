@@ -159,6 +159,10 @@ uint32_t CheckpointPages(uint32_t slots) {
 
 uint32_t RegionPages(uint32_t slots) { return 1 + 2 * CheckpointPages(slots); }
 
+bool IsBlank(const std::byte* page) {
+  return std::all_of(page, page + kPageBytes, [](std::byte byte) { return byte == std::byte{}; });
+}
+
 void ResealPage(std::byte* page) { As<PageHead>(page)->checksum = PageChecksum(page); }
 
 void EncodeSuperblock(const Superblock& superblock, std::byte* page) {
@@ -172,9 +176,7 @@ void EncodeSuperblock(const Superblock& superblock, std::byte* page) {
 SuperblockState ParseSuperblock(const std::byte* page, Superblock* superblock, uint32_t* format) {
   const SuperblockPage& encoded = *As<SuperblockPage>(page);
   if (encoded.head.magic != kSuperblockMagic) {
-    const bool blank =
-        std::all_of(page, page + kPageBytes, [](std::byte b) { return b == std::byte{}; });
-    return blank ? SuperblockState::kBlank : SuperblockState::kForeign;
+    return IsBlank(page) ? SuperblockState::kBlank : SuperblockState::kForeign;
   }
   if (!IsIntact(page, kSuperblockMagic)) return SuperblockState::kDamaged;
   *format = encoded.head.format;

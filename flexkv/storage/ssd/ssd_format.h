@@ -132,6 +132,8 @@ uint64_t PayloadSeed(const StoreId& store, SsdPlace place, uint32_t generation,
 // A few bits of the identity, enough to tell another block from a damaged one.
 uint32_t IdentityTag(const SsdIdentity& identity);
 
+bool IsBlank(const std::byte* page);  // all zero
+
 // For fuzzing: makes the page's checksum right.
 void ResealPage(std::byte* page);
 

@@ -14,6 +14,7 @@ constexpr uint32_t kHeadersAhead = 32;
 std::optional<SsdShape> SegmentRecovery::FindShape() {
   PieceReader reader(&state_->io, SequentialPlan(segment_->data, 0, *files_.data_bytes));
   uint64_t offset = 0;
+  uint64_t written_pages = 0;
   for (auto pages = reader.Next(); !pages.empty(); pages = reader.Next()) {
     for (size_t at = 0; at < pages.size(); at += kPageBytes, offset += kPageBytes) {
       SlotHeader header;
@@ -21,8 +22,10 @@ std::optional<SsdShape> SegmentRecovery::FindShape() {
           header.segment == segment_->id && offset == header.shape.record_bytes() * header.slot) {
         return header.shape;
       }
+      written_pages += IsBlank(pages.data() + at) ? 0 : 1;
     }
   }
+  state_->stats.dropped_records += written_pages;
   return std::nullopt;
 }
 
@@ -68,6 +71,8 @@ void SegmentRecovery::ReadHeaders(SegmentImage* image) {
         header.segment == segment_->id && header.slot == slot &&
         header.shape.slots == shape.slots && header.shape.shard_bytes == shape.shard_bytes) {
       image->ApplyHeader(header);
+    } else {
+      image->CountDamage(page.data());
     }
   }
 }
@@ -81,6 +86,7 @@ void SegmentRecovery::Rebuild() {
     }
     segment_->SetShape(*shape);
   }
+  blocks_->resize(first_);  // what the log has told so far is told again
   SegmentImage image(segment_, *files_.data_bytes, blocks_, &state_->epochs);
   Salvage(&image);
   ReadHeaders(&image);

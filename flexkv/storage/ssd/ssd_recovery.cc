@@ -112,6 +112,8 @@ bool SegmentRecovery::Run() {
     return true;
   }
   segment_->SetShape(newest->header.shape);
+  const bool whole = *files_.data_bytes == segment_->shape.segment_bytes();
+  const EpochMap before = whole ? EpochMap() : state_->epochs;
   SegmentImage image(segment_, *files_.data_bytes, blocks_, &state_->epochs);
   if (!ReadLog(&image)) {
     Rebuild();
@@ -119,9 +121,12 @@ bool SegmentRecovery::Run() {
   }
   image.Compact();
   state_->stats.dropped_records += image.dropped();
-  const bool whole = *files_.data_bytes == segment_->shape.segment_bytes();
-  // A data file cut short without a block in it: the end of its making was not reached.
-  if (!whole && blocks_->size() == first_ && image.dropped() == 0) return false;
+  // A data file cut short without a block in it: the end of its making was not reached. Its log
+  // goes, so epochs that only this one knows, never acknowledged, must not count.
+  if (!whole && blocks_->size() == first_ && image.dropped() == 0) {
+    state_->epochs = before;
+    return false;
+  }
   // What was read need not be durable yet, and slots are about to be reused on its word.
   if (!whole || !state_->SyncFile(segment_->log)) state_->Retire(segment_);
   return true;

@@ -92,6 +92,10 @@ void SegmentImage::Compact() {
   blocks_->erase(std::remove_if(begin, blocks_->end(), gone), blocks_->end());
 }
 
+void SegmentImage::CountDamage(const std::byte* page) {
+  if (!IsBlank(page)) ++dropped_;
+}
+
 bool ParsePageOf(const StoreId& store, uint32_t segment, const std::byte* page, LogPageInfo* info) {
   return ParseLogPage(page, info) && info->store == store && info->segment == segment;
 }
@@ -119,7 +123,11 @@ void RegionReplay::Feed(const std::byte* page) {
     if (info.last) complete_ = true;
     return;
   }
-  if (first_bad_ == 0) first_bad_ = number;
+  if (first_bad_ == 0) {
+    first_bad_ = number;
+    // Of an earlier use of the region, or never written: the end. Else torn, or worse.
+    if (!ParsePageOf(store_, segment_, page, &info)) image_->CountDamage(page);
+  }
   if (!ours) return;
   damaged_ |= complete_ ? info.group_page > first_bad_ : !info.checkpoint;
 }

@@ -24,6 +24,8 @@ class SegmentImage {
   void ApplyHeader(const SlotHeader& header);
   // Forgets blocks that are not committed (any more).
   void Compact();
+  // A page that should tell something and does not.
+  void CountDamage(const std::byte* page);
   uint64_t dropped() const { return dropped_; }
 
  private:

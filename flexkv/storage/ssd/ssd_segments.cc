@@ -122,7 +122,9 @@ absl::StatusOr<uint32_t> CreateSegment(StoreState* state, const SsdShape& shape)
 absl::Status DropSegment(StoreState* state, uint32_t id) {
   Segment* segment = state->Find(id);
   if (segment == nullptr) return absl::NotFoundError(absl::StrCat("no segment ", id));
-  if (segment->pending_ops > 0 || segment->committing) {
+  const std::vector<uint32_t>& told = state->result_segments;
+  if (segment->pending_ops > 0 || segment->committing ||
+      std::find(told.begin(), told.end(), id) != told.end()) {
     return absl::FailedPreconditionError(absl::StrCat("segment ", id, " has ops"));
   }
   if (absl::Status status = KeepEpochs(state, segment); !status.ok()) return status;

@@ -29,7 +29,8 @@ struct StoreState {
   SegmentMap segments;
   EpochMap epochs;
   SsdStoreStats stats;
-  std::vector<SsdResult> results;  // not handed out yet
+  std::vector<SsdResult> results;         // not handed out yet
+  std::vector<uint32_t> result_segments;  // where each of them belongs; 0: to none
 
   Segment* Find(uint32_t segment);
   // Nothing more is written to it.

@@ -66,14 +66,15 @@ bool SsdStore::Impl::Accept() {
   return true;
 }
 
-void SsdStore::Impl::Finish(uint64_t tag, SsdOpKind kind, absl::Status status) {
+void SsdStore::Impl::Finish(uint32_t segment, uint64_t tag, SsdOpKind kind, absl::Status status) {
   --ops;
   state.results.push_back({tag, kind, std::move(status)});
+  state.result_segments.push_back(segment);
 }
 
 void SsdStore::Impl::FinishOn(Segment* segment, uint64_t tag, SsdOpKind kind, absl::Status status) {
   --segment->pending_ops;
-  Finish(tag, kind, std::move(status));
+  Finish(segment->id, tag, kind, std::move(status));
 }
 
 void SsdStore::Impl::Pump() {
@@ -147,7 +148,7 @@ bool SsdStore::SubmitRaiseEpoch(uint64_t tag, const NamespaceDigest& ns, uint32_
   if (ssd::RaiseEpoch(ns, epoch, &impl_->state.epochs)) {
     impl_->committer.Raise({tag, ns, epoch});
   } else {
-    impl_->Finish(tag, SsdOpKind::kRaiseEpoch,
+    impl_->Finish(0, tag, SsdOpKind::kRaiseEpoch,
                   absl::UnavailableError("too many namespaces have an epoch"));
   }
   return true;
@@ -166,6 +167,7 @@ void SsdStore::Poll(TimeNs timeout_ns, std::vector<SsdResult>* results) {
   results->insert(results->end(), std::make_move_iterator(impl.state.results.begin()),
                   std::make_move_iterator(impl.state.results.end()));
   impl.state.results.clear();
+  impl.state.result_segments.clear();
 }
 
 void SsdStore::Flush() {

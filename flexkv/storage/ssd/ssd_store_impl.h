@@ -36,7 +36,7 @@ struct SsdStore::Impl final : ssd::TransferSink, ssd::CommitListener {
 
   absl::Status Open();
   bool Accept();  // one more op, where there is room
-  void Finish(uint64_t tag, SsdOpKind kind, absl::Status status);
+  void Finish(uint32_t segment, uint64_t tag, SsdOpKind kind, absl::Status status);
   void FinishOn(ssd::Segment* segment, uint64_t tag, SsdOpKind kind, absl::Status status);
   void Pump();
 

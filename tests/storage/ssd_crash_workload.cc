@@ -132,7 +132,12 @@ SsdWorkload::SsdWorkload(const SsdWorkload& crashed, Disk* disk, const Clock* cl
       dropping_(crashed.dropping_),
       next_hash_(crashed.next_hash_) {}
 
-SsdWorkload::~SsdWorkload() = default;
+const SsdWorkloadStats& SsdWorkload::stats() {
+  if (store_ != nullptr) stats_.checkpoints = store_->stats().checkpoints;
+  return stats_;
+}
+
+SsdWorkload::~SsdWorkload() { store_.reset(); }  // before the buffers it may still use
 
 void SsdWorkload::Fail(const std::string& what) {
   if (status_.ok()) status_ = absl::InternalError(what);
@@ -342,7 +347,11 @@ void SsdWorkload::CheckFound(SsdPlace place, const SsdIdentity& identity) {
   if (block.state == State::kFree && trust_ != SsdTrust::kSilent) {
     Fail(absl::StrCat("found at a place that is free: ", Describe(place)));
   } else if (!(block.identity == identity) && trust_ != SsdTrust::kSilent) {
-    Fail(absl::StrCat("another block found at ", Describe(place)));
+    Fail(absl::StrCat("another block found at ", Describe(place), ", state ",
+                      static_cast<int>(block.state), ", epoch ", identity.epoch, " for ",
+                      block.identity.epoch, ", depth ", identity.depth, " for ",
+                      block.identity.depth, ", hash ", identity.hash.tag() % 1000, " for ",
+                      block.identity.hash.tag() % 1000));
   } else if (TooOld(identity, false) && trust_ != SsdTrust::kSilent) {
     Fail(absl::StrCat("block of an old epoch found at ", Describe(place)));
   }
@@ -420,19 +429,19 @@ const absl::Status& SsdWorkload::Run(uint64_t steps) {
 void SsdWorkload::Step() {
   if (segments_.empty()) Create();
   const uint64_t dice = rng_.Below(100);
-  if (dice < 40) {
+  if (dice < 45) {
     Write();
-  } else if (dice < 62) {
+  } else if (dice < 55) {
     Free();
-  } else if (dice < 76) {
+  } else if (dice < 70) {
     Read();
-  } else if (dice < 78) {
-    Raise();
-  } else if (dice < 80) {
+  } else if (dice < 72) {
+    if (rng_.OneIn(4)) Raise();
+  } else if (dice < 76) {
     Create();
-  } else if (dice < 81) {
-    Drop();
-  } else if (dice < 86) {
+  } else if (dice < 77) {
+    if (rng_.OneIn(4)) Drop();
+  } else if (dice < 84) {
     store_->Flush();
   } else {
     Poll(rng_.OneIn(3) ? 0 : rng_.Below(2 * kNsPerMs));
@@ -441,7 +450,7 @@ void SsdWorkload::Step() {
 
 void SsdWorkload::Write() {
   SsdPlace place;
-  if (!Choose(State::kFree, &place)) return;
+  if (!Choose(State::kFree, &place)) return Free();
   Segment& segment = segments_.at(place.segment);
   if (!segment.writable) return;
   Op op{.kind = SsdOpKind::kWrite, .place = place, .identity = NewIdentity()};

@@ -108,7 +108,7 @@ class SsdWorkload {
   // Takes a step that another workload has told.
   void Apply(const SsdEvent& event);
   const absl::Status& status() const { return status_; }
-  const SsdWorkloadStats& stats() const { return stats_; }
+  const SsdWorkloadStats& stats();
   SsdStore* store() { return store_.get(); }
 
  private:

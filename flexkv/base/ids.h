@@ -29,6 +29,7 @@ struct BlockHash {
 static_assert(sizeof(BlockHash) == 32);
 
 enum class Tier : uint8_t { kCpu = 0, kSsd = 1, kRemote = 2 };
+inline constexpr uint32_t kNumTiers = 3;
 
 // Room for one block in one tier: tier in the top two bits, index below. kNoSlot is no room at all.
 // While a block resides in a slot, the slot is also the block's handle inside its tree (see

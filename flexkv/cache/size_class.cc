@@ -177,7 +177,7 @@ uint32_t SizeClass::Erase(SlotId slot) {
 }
 
 bool SizeClass::EvictOne(NamespaceId* ns) {
-  const SlotId slot = tree_->EvictOne();
+  const SlotId slot = tree_->EvictOne(Tier::kCpu);
   if (!slot.valid()) return false;
   *ns = owner_[slot.index()];
   Forget(std::span(&slot, 1));

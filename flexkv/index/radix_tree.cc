@@ -19,7 +19,9 @@ RadixTree::Impl::Impl(Options options)
     : policy(std::move(options.policy)),
       nodes(MaxBlocks(options.max_slots)),
       slots(options.max_slots),
-      evictable(MaxBlocks(options.max_slots) + 4) {
+      evictable{EvictionHeap(MaxBlocks(options.max_slots) + 4),
+                EvictionHeap(MaxBlocks(options.max_slots) + 4),
+                EvictionHeap(MaxBlocks(options.max_slots) + 4)} {
   Require(policy != nullptr, "an eviction policy is given");
   Require(options.max_slots <= SlotId::kMaxIndex + 1, "slot indexes fit their 30 bits");
 }
@@ -55,7 +57,9 @@ bool RadixTree::Commit(SlotId slot) { return impl_->Commit(slot); }
 
 void RadixTree::Erase(SlotId slot, std::vector<SlotId>* freed) { impl_->Erase(slot, freed); }
 
-SlotId RadixTree::EvictOne() { return impl_->EvictOne(); }
+SlotId RadixTree::EvictOne(Tier tier) { return impl_->EvictOne(tier); }
+
+void RadixTree::Rename(SlotId from, SlotId to) { impl_->Rename(from, to); }
 
 bool RadixTree::SubtreeInUse(SlotId slot) const { return impl_->SubtreeInUse(slot); }
 
@@ -75,6 +79,8 @@ SlotId RadixTree::Ancestor(SlotId slot, uint32_t steps) const {
   }
   return impl_->nodes[id].slots()[offset - steps];
 }
+
+uint32_t RadixTree::Pins(SlotId slot) const { return impl_->slots.Pins(slot); }
 
 bool RadixTree::Contains(SlotId slot) const { return impl_->slots.Holds(slot); }
 
@@ -104,11 +110,13 @@ void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slot
 }
 
 RadixTreeStats RadixTree::stats() const {
+  uint64_t leaves = 0;
+  for (const EvictionHeap& heap : impl_->evictable) leaves += heap.size();
   return {.blocks = impl_->num_blocks,
           .ready = impl_->num_ready,
           .nodes = impl_->nodes.size(),
           .pinned = impl_->num_pins,
-          .evictable_leaves = impl_->evictable.size(),
+          .evictable_leaves = leaves,
           .bytes = impl_->Bytes()};
 }
 

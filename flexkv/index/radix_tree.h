@@ -93,8 +93,15 @@ class RadixTree {
   // REQUIRES: no block of the subtree is pinned (pinned blocks are ready and all their ancestors
   // are). A slot the tree does not hold is ignored.
   void Erase(SlotId slot, std::vector<SlotId>* freed);
-  // Evicts the unpinned ready leaf block with the lowest score. kNoSlot when there is none.
-  SlotId EvictOne();
+  // Evicts the unpinned ready leaf block with the lowest score among those that reside in `tier`.
+  // kNoSlot when there is none.
+  SlotId EvictOne(Tier tier);
+  // The block that resides in `from` resides in `to` from now on, and `to` is its handle: after it
+  // was written to another tier, or before its last copy in one is dropped. Its place, state and
+  // recency stay. REQUIRES: Contains(from), not pinned (leases hold the handle); `to` is not in
+  // use.
+  void Rename(SlotId from, SlotId to);
+  uint32_t Pins(SlotId slot) const;  // 0 for a slot the tree does not hold
   // True when the block is in the tree and it or any descendant is pinned or pending.
   bool SubtreeInUse(SlotId slot) const;
 

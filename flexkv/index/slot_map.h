@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <utility>
 
 #include "flexkv/base/ids.h"
 #include "flexkv/index/head_table.h"
@@ -27,7 +28,7 @@ class SlotMap {
 
   // False for a slot no tree with these options can hold.
   bool InRange(SlotId slot) const {
-    return slot.valid() && slot.index() < max_slots_ && slot.value >> 30 < kTiers;
+    return slot.valid() && slot.index() < max_slots_ && slot.value >> 30 < kNumTiers;
   }
   bool Holds(SlotId slot) const { return Get(slot) != 0; }
   // node is kNoNode when the slot is not held.
@@ -52,6 +53,13 @@ class SlotMap {
   void Move(SlotId slot, NodeId node) {
     uint64_t& entry = Entry(slot);
     entry = (entry & ~0xffffffffull) | (node + 1ull);
+  }
+  // The block in `from` resides in `to` from now on. REQUIRES: `from` is held and not pinned.
+  void Rename(SlotId from, SlotId to) {
+    uint64_t& old = Entry(from);
+    uint64_t& entry = Entry(to);
+    Require(entry == 0, "a slot that a block moves to is not in use by the tree");
+    entry = std::exchange(old, 0);
   }
   // Returns how many pins went with it.
   uint32_t Remove(SlotId slot) {
@@ -87,20 +95,19 @@ class SlotMap {
   }
 
  private:
-  static constexpr uint32_t kTiers = 3;
   // Entry: node + 1 (32 bits; 0 when not held), lane (6 bits), pins (26 bits).
   static constexpr int kPinShift = 38;
   static constexpr uint64_t kMaxPins = (1ull << 26) - 1;
 
   uint64_t Get(SlotId slot) const {
     const uint32_t tier = slot.value >> 30;
-    if (tier >= kTiers || slot.index() >= tiers_[tier].usable()) return 0;
+    if (tier >= kNumTiers || slot.index() >= tiers_[tier].usable()) return 0;
     return tiers_[tier][slot.index()];
   }
   uint64_t& Entry(SlotId slot) { return tiers_[slot.value >> 30][slot.index()]; }
 
   uint32_t max_slots_;
-  std::array<ReservedArray<uint64_t>, kTiers> tiers_;
+  std::array<ReservedArray<uint64_t>, kNumTiers> tiers_;
 };
 
 }  // namespace flexkv

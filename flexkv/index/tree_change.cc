@@ -232,7 +232,7 @@ void RadixTree::Impl::EraseDescendants(NodeId id, std::vector<SlotId>* freed) {
     }
     num_blocks -= node.len;
     num_ready -= node.ready;
-    if (evictable.Contains(at)) evictable.Remove(at);
+    RemoveEvictable(at);
     heads.Erase(node.head_key, at);
     nodes.Free(at);
     at = parent;
@@ -265,7 +265,7 @@ void RadixTree::Impl::Truncate(NodeId id, uint32_t keep, std::vector<SlotId>* fr
 
 void RadixTree::Impl::RemoveNode(NodeId id) {
   const NodeId parent = nodes[id].parent;
-  if (evictable.Contains(id)) evictable.Remove(id);
+  RemoveEvictable(id);
   heads.Erase(nodes[id].head_key, id);
   Unlink(id);
   nodes.Free(id);

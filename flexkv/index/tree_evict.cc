@@ -16,24 +16,47 @@ bool RadixTree::Impl::Evictable(const Node& node) const {
 
 void RadixTree::Impl::UpdateEvictable(NodeId id) {
   const Node& node = nodes[id];
-  if (Evictable(node)) {
-    evictable.Put(id, policy->Score(node.words()[node.len - 1], node.end() - 1));
-  } else if (evictable.Contains(id)) {
-    evictable.Remove(id);
+  if (!Evictable(node)) {
+    RemoveEvictable(id);
+    return;
+  }
+  const auto tier = static_cast<size_t>(node.slots()[node.len - 1].tier());
+  for (size_t other = 0; other < evictable.size(); ++other) {
+    if (other != tier && evictable[other].Contains(id)) evictable[other].Remove(id);
+  }
+  evictable[tier].Put(id, policy->Score(node.words()[node.len - 1], node.end() - 1));
+}
+
+void RadixTree::Impl::RemoveEvictable(NodeId id) {
+  for (EvictionHeap& heap : evictable) {
+    if (heap.Contains(id)) heap.Remove(id);
   }
 }
 
-SlotId RadixTree::Impl::EvictOne() {
-  if (evictable.empty()) return kNoSlot;
-  NodeId id = evictable.top();
+void RadixTree::Impl::Rename(SlotId from, SlotId to) {
+  Require(slots.InRange(to), "a slot that a block moves to is in range");
+  const Place place = Held(from);
+  Require(slots.Pins(from) == 0, "a block that moves is not pinned");
+  slots.Ensure(to);
+  slots.Rename(from, to);
+  Node& node = nodes[place.node];
+  const uint32_t offset = OffsetOf(node, place);
+  node.slots()[offset] = to;
+  if (offset + 1 == node.len) UpdateEvictable(place.node);
+}
+
+SlotId RadixTree::Impl::EvictOne(Tier tier) {
+  EvictionHeap& order = evictable[static_cast<size_t>(tier)];
+  if (order.empty()) return kNoSlot;
+  NodeId id = order.top();
   // A policy may let scores rise by themselves; the stored one is then only a lower bound.
   for (;;) {
     const Node& node = nodes[id];
     const uint64_t score = policy->Score(node.words()[node.len - 1], node.end() - 1);
-    if (score <= evictable.top_score()) break;
-    evictable.Put(id, score);
-    if (evictable.top() == id) break;
-    id = evictable.top();
+    if (score <= order.top_score()) break;
+    order.Put(id, score);
+    if (order.top() == id) break;
+    id = order.top();
   }
   Node& node = nodes[id];
   const SlotId slot = node.slots()[node.len - 1];

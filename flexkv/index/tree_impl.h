@@ -12,6 +12,7 @@
 // after their branches are gone.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -36,8 +37,7 @@ struct RadixTree::Impl {
 
   explicit Impl(Options options);
 
-  // --- lookup (tree_match.cc)
-  // ---------------------------------------------------------------------
+  // --- lookup (tree_match.cc) -------------------------------------------------------------------
   PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain, std::span<SlotId> out);
   void ResolveLanes(NamespaceId ns, std::span<const BlockHash> chain, std::span<Lane> lanes) const;
   bool TakeLane(const Lane& lane, NodeId* previous, PrefixMatch* match, std::span<SlotId> out);
@@ -51,8 +51,7 @@ struct RadixTree::Impl {
   NodeId FindHead(uint32_t key, NamespaceId ns, const BlockHash& hash, uint32_t depth) const;
   NodeId FindChild(uint32_t key, NamespaceId ns, const BlockHash& hash, NodeId parent) const;
 
-  // --- change (tree_change.cc)
-  // ----------------------------------------------------------------------
+  // --- change (tree_change.cc) ------------------------------------------------------------------
   absl::Status InsertPending(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
                              std::span<const SlotId> new_slots);
   absl::Status CheckInsert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
@@ -83,13 +82,14 @@ struct RadixTree::Impl {
   void TakePlace(NodeId id, NodeId old);
   NodeId& FirstChildOf(NodeId parent, NamespaceId ns);
 
-  // --- eviction and leases (tree_evict.cc)
-  // ------------------------------------------------------------
+  // --- eviction and leases (tree_evict.cc) ------------------------------------------------------
   bool Evictable(const Node& node) const;
   // Puts the node into the eviction order, moves it there, or takes it out: call after any change
   // to its tail, its children or its tail's pins.
   void UpdateEvictable(NodeId id);
-  SlotId EvictOne();
+  void RemoveEvictable(NodeId id);
+  SlotId EvictOne(Tier tier);
+  void Rename(SlotId from, SlotId to);
   bool SubtreeInUse(SlotId slot) const;
   NamespaceId Pin(SlotId slot);
   void Unpin(NamespaceId ns, SlotId slot);
@@ -100,8 +100,7 @@ struct RadixTree::Impl {
     return place.lane - node.depth % kAnchorBlocks;
   }
 
-  // --- checks (tree_check.cc)
-  // -------------------------------------------------------------------------
+  // --- checks (tree_check.cc) -------------------------------------------------------------------
   absl::Status CheckInvariants() const;
   absl::Status CheckNode(NodeId id, RadixTreeStats* sums) const;
   absl::Status CheckBlocks(NodeId id, RadixTreeStats* sums) const;
@@ -111,7 +110,8 @@ struct RadixTree::Impl {
   NodeStore nodes;
   HeadTable heads;
   SlotMap slots;
-  EvictionHeap evictable;
+  std::array<EvictionHeap, kNumTiers>
+      evictable;  // by the tier that the leaf's last block resides in
   absl::flat_hash_map<NamespaceId, NodeId> roots;  // first node at depth 0
   uint64_t num_blocks = 0;
   uint64_t num_ready = 0;

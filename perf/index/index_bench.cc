@@ -143,7 +143,7 @@ class IndexBench {
       std::vector<uint64_t> samples, erases;
       for (uint32_t i = 0; i < kEvictions; ++i) {
         const uint64_t begin = NowNs();
-        const SlotId slot = tree_->EvictOne();
+        const SlotId slot = tree_->EvictOne(Tier::kCpu);
         samples.push_back(NowNs() - begin);
         Demand(slot.valid(), "there is a leaf to evict");
       }

@@ -31,11 +31,14 @@ class History {
     } else if (dice < 68) {
       Match();
     } else if (dice < 82) {
-      for (uint32_t n = 1 + Below(4); n > 0; --n) pair_.Evict();
+      const Tier tier = Below(2) == 0 ? Tier::kCpu : Tier::kSsd;
+      for (uint32_t n = 1 + Below(4); n > 0; --n) pair_.Evict(tier);
     } else if (dice < 88) {
       PinSome();
     } else if (dice < 95) {
       UnpinSome();
+    } else if (dice < 97) {
+      for (uint32_t n = 1 + Below(8); n > 0; --n) pair_.Rename(AnySlot());
     } else if (dice < 99) {
       EraseSome();
     } else if (Below(8) == 0) {
@@ -66,7 +69,9 @@ class History {
     }
     return ChainOf(tokens, shape_.hashes);
   }
-  SlotId AnySlot() { return SlotId::Make(Tier::kCpu, Below(shape_.slots)); }
+  SlotId AnySlot() {
+    return SlotId::Make(Below(2) == 0 ? Tier::kCpu : Tier::kSsd, Below(shape_.slots));
+  }
 
   void Insert() {
     const std::vector<BlockHash> chain = AnyChain();

@@ -65,7 +65,7 @@ TEST_F(RadixTreeTest, AnEmptyTreeMatchesNothing) {
   EXPECT_EQ(tree_.Match(kNs, {}).num_blocks, 0u);
   EXPECT_EQ(tree_.HitLength(kNs, Chain(5)), 0u);
   EXPECT_EQ(tree_.PresentLength(kNs, {}), 0u);
-  EXPECT_EQ(tree_.EvictOne(), kNoSlot);
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), kNoSlot);
 }
 
 TEST_F(RadixTreeTest, MatchAnswersTheReadyPrefixAndItsSlots) {
@@ -188,7 +188,7 @@ TEST_F(RadixTreeTest, EvictionTakesLeavesOldestAccessFirst) {
   InsertReady(Chain(3, 1, 2), 1, CpuRange(3, 2));
   tree_.Match(kNs, Chain(3, 1, 1));  // the second branch is older now
   std::vector<uint32_t> order;
-  for (SlotId slot = tree_.EvictOne(); slot.valid(); slot = tree_.EvictOne())
+  for (SlotId slot = tree_.EvictOne(Tier::kCpu); slot.valid(); slot = tree_.EvictOne(Tier::kCpu))
     order.push_back(slot.index());
   EXPECT_THAT(order, ElementsAre(4, 3, 2, 1, 0));
   EXPECT_EQ(tree_.stats().blocks, 0u);
@@ -198,17 +198,18 @@ TEST_F(RadixTreeTest, AMatchOfARunsHeadDoesNotKeepItsTailFresh) {
   InsertReady(Chain(4, 4), 0, CpuRange(0, 4));
   InsertReady(Chain(4, 0, 2), 0, CpuRange(10, 4));
   tree_.Match(kNs, First(2, Chain(4, 4)));
-  EXPECT_EQ(tree_.EvictOne(), Cpu(3));
-  EXPECT_EQ(tree_.EvictOne(), Cpu(2));
-  EXPECT_EQ(tree_.EvictOne(), Cpu(13));  // blocks 0 and 1 of the first chain were matched later
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), Cpu(3));
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), Cpu(2));
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu),
+            Cpu(13));  // blocks 0 and 1 of the first chain were matched later
 }
 
 TEST_F(RadixTreeTest, PendingLeavesAreNotEvicted) {
   InsertReady(Chain(2), 0, CpuRange(0, 2));
   Insert(Chain(3), 2, CpuRange(2, 1));
-  EXPECT_EQ(tree_.EvictOne(), kNoSlot);  // the pending block keeps its parents
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), kNoSlot);  // the pending block keeps its parents
   tree_.Commit(Cpu(2));
-  EXPECT_EQ(tree_.EvictOne(), Cpu(2));
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), Cpu(2));
 }
 
 TEST_F(RadixTreeTest, APinKeepsTheWholePrefix) {
@@ -218,15 +219,15 @@ TEST_F(RadixTreeTest, APinKeepsTheWholePrefix) {
   EXPECT_TRUE(tree_.SubtreeInUse(Cpu(0)));
   EXPECT_FALSE(tree_.SubtreeInUse(Cpu(70)));
   uint32_t evicted = 0;
-  while (tree_.EvictOne().valid()) ++evicted;
+  while (tree_.EvictOne(Tier::kCpu).valid()) ++evicted;
   EXPECT_EQ(evicted, 30u);
   EXPECT_EQ(tree_.HitLength(kNs, Chain(100)), 70u);
 
   tree_.Pin(Cpu(69));
   tree_.Unpin(ns, Cpu(69));
-  EXPECT_EQ(tree_.EvictOne(), kNoSlot);  // pinned twice, released once
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), kNoSlot);  // pinned twice, released once
   tree_.Unpin(ns, Cpu(69));
-  EXPECT_EQ(tree_.EvictOne(), Cpu(69));
+  EXPECT_EQ(tree_.EvictOne(Tier::kCpu), Cpu(69));
 }
 
 TEST_F(RadixTreeTest, PinsSurviveSplits) {
@@ -326,7 +327,7 @@ TEST_F(RadixTreeTest, ManyBlocksGrowAndShrinkTheTables) {
     InsertReady(chains.back(), 0, CpuRange(i, 1));
   }
   for (uint32_t i = 0; i < 20000; ++i) ASSERT_EQ(tree_.Match(kNs, chains[i]).last, Cpu(i));
-  for (uint32_t i = 0; i < 20000; ++i) ASSERT_EQ(tree_.EvictOne(), Cpu(i));
+  for (uint32_t i = 0; i < 20000; ++i) ASSERT_EQ(tree_.EvictOne(Tier::kCpu), Cpu(i));
   EXPECT_EQ(tree_.stats().nodes, 0u);
 }
 

@@ -142,11 +142,18 @@ class Model {
     blocks.erase(key);
     by_slot.erase(slot);
   }
-  // The unpinned ready leaf with the oldest access.
-  SlotId Victim() {
+  void Rename(SlotId from, SlotId to) {
+    const Key key = by_slot.at(from.value);
+    by_slot.erase(from.value);
+    by_slot.emplace(to.value, key);
+    blocks.at(key).slot = to;
+  }
+  // The unpinned ready leaf in that tier with the oldest access.
+  SlotId Victim(Tier tier) {
     const ModelBlock* oldest = nullptr;
     for (const auto& [key, block] : blocks) {
       if (!block.children.empty() || block.pins > 0 || !Ready(key.first, block)) continue;
+      if (block.slot.tier() != tier) continue;
       if (oldest == nullptr || block.last_access < oldest->last_access) oldest = &block;
     }
     return oldest == nullptr ? kNoSlot : oldest->slot;
@@ -157,7 +164,10 @@ class Model {
 class Pair {
  public:
   explicit Pair(uint32_t max_slots) : tree_({.max_slots = max_slots, .policy = MakeLruPolicy()}) {
-    for (uint32_t i = 0; i < max_slots; ++i) free_.push_back(max_slots - 1 - i);
+    for (uint32_t i = 0; i < max_slots; ++i) {
+      free_.push_back(SlotId::Make(Tier::kCpu, max_slots - 1 - i));
+      free_ssd_.push_back(SlotId::Make(Tier::kSsd, max_slots - 1 - i));
+    }
   }
 
   RadixTree& tree() { return tree_; }
@@ -184,8 +194,7 @@ class Pair {
     EXPECT_EQ(first, model_.PresentLength(ns, chain));
     count = static_cast<uint32_t>(std::min<size_t>({count, chain.size() - first, free_.size()}));
     std::vector<SlotId> slots;
-    for (uint32_t i = 0; i < count; ++i)
-      slots.push_back(SlotId::Make(Tier::kCpu, free_[free_.size() - 1 - i]));
+    for (uint32_t i = 0; i < count; ++i) slots.push_back(free_[free_.size() - 1 - i]);
     const absl::Status status = tree_.InsertPending(ns, chain, first, slots);
     if (!model_.namespaces.contains(ns)) {
       EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
@@ -217,15 +226,31 @@ class Pair {
     if (expected > 0) CheckPath(match.last, {slots.data(), expected});
     return match;
   }
-  SlotId Evict() {
-    const SlotId expected = model_.Victim();
-    const SlotId victim = tree_.EvictOne();
+  SlotId Evict(Tier tier = Tier::kCpu) {
+    const SlotId expected = model_.Victim(tier);
+    const SlotId victim = tree_.EvictOne(tier);
     EXPECT_EQ(victim.value, expected.value);
     if (expected.valid()) {
       model_.RemoveSlot(expected.value);
-      free_.push_back(expected.index());
+      GiveBack(expected);
     }
     return victim;
+  }
+  // To a free slot of the other tier, when there is one and the block may move.
+  void Rename(SlotId from) {
+    const bool down = from.tier() == Tier::kCpu;
+    std::vector<SlotId>& free = down ? free_ssd_ : free_;
+    EXPECT_EQ(tree_.Contains(from), model_.by_slot.contains(from.value));
+    if (!tree_.Contains(from) || free.empty()) return;
+    EXPECT_EQ(tree_.Pins(from), model_.At(from).pins);
+    if (tree_.Pins(from) > 0) return;
+    const SlotId to = free.back();
+    free.pop_back();
+    tree_.Rename(from, to);
+    model_.Rename(from, to);
+    GiveBack(from);
+    EXPECT_FALSE(tree_.Contains(from));
+    EXPECT_TRUE(tree_.Contains(to));
   }
   // Erases unless something in the subtree is pinned.
   void Erase(SlotId slot) {
@@ -279,9 +304,10 @@ class Pair {
     EXPECT_EQ(got, expected);
     for (uint32_t slot : expected) {
       model_.RemoveSlot(slot);
-      free_.push_back(SlotId{slot}.index());
+      GiveBack(SlotId{slot});
     }
   }
+  void GiveBack(SlotId slot) { (slot.tier() == Tier::kCpu ? free_ : free_ssd_).push_back(slot); }
   void CheckPath(SlotId last, std::span<const SlotId> path) {
     const uint32_t length = static_cast<uint32_t>(path.size());
     EXPECT_EQ(tree_.Ancestor(last, 0), last);
@@ -297,7 +323,7 @@ class Pair {
 
   RadixTree tree_;
   Model model_;
-  std::vector<uint32_t> free_;
+  std::vector<SlotId> free_, free_ssd_;
 };
 
 }  // namespace flexkv::testing

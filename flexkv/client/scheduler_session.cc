@@ -25,6 +25,8 @@ constexpr TimeNs kSpinNs = 20 * kNsPerUs;
 constexpr TimeNs kReportEveryNs = kNsPerSecond;
 // Per message; a longer run goes in several steps' messages.
 constexpr uint32_t kMaxPutBlocks = 4096;
+// Messages that may wait for the next bell; more would fill the ring of a daemon that sleeps.
+constexpr uint32_t kMaxUnrung = shm::kRingSlots / 4;
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -73,9 +75,11 @@ struct SchedulerSession::Impl {
 
   bool ready = false;         // daemon says: all ranks attached
   bool breaker_open = false;  // a lookup timed out and nothing was heard since
-  bool bell_due = false;      // messages were pushed that the daemon was not woken for
+  uint32_t unrung = 0;        // messages pushed that the daemon was not woken for
   bool rang_for_new = false;  // for the first request that arrived since the last step
   RequestTable requests;
+  // Ended, and the daemon not told yet: it keeps their chains until it is.
+  std::vector<RequestKey> ended_requests;
   Loads loads;
   StoreSources sources;
   OpKey next_op = 1;
@@ -111,6 +115,7 @@ struct SchedulerSession::Impl {
   void OnEngineChanged();
   bool Push(const shm::Message& message, std::span<const std::byte> bytes = {});
   void RingIfDue();
+  void SendEnds();
   void Drain();
   void HandleCompletion(const shm::Message& message);
   void HandleLookupReply(const shm::Message& message);
@@ -149,6 +154,7 @@ bool SchedulerSession::Impl::Usable() {
 // old one are gone.
 void SchedulerSession::Impl::OnEngineChanged() {
   breaker_open = false;
+  ended_requests.clear();
   sources = StoreSources();  // the workers' agents drop ops of the old daemon by themselves
   requests.ForEach([](SchedulerRequest* request) {
     request->hashes_sent = 0;
@@ -165,17 +171,27 @@ void SchedulerSession::Impl::OnEngineChanged() {
 
 bool SchedulerSession::Impl::Push(const shm::Message& message, std::span<const std::byte> bytes) {
   if (channel != nullptr && channel->Post(message, bytes)) {
-    bell_due = true;
+    if (++unrung >= kMaxUnrung) RingIfDue();
     return true;
   }
   ++stats.ring_full;
   return false;
 }
 
+// What a full ring had no room for goes with a later call.
+void SchedulerSession::Impl::SendEnds() {
+  while (!ended_requests.empty()) {
+    shm::Message message = MakeMessage(shm::MessageType::kEndRequest);
+    message.request = ended_requests.back();
+    if (!Push(message)) return;
+    ended_requests.pop_back();
+  }
+}
+
 // Wakes the daemon for all that was pushed since the last time: once for new questions, once at the
 // end of a step. Ends of requests and records may wait for the next of these, or the daemon's tick.
 void SchedulerSession::Impl::RingIfDue() {
-  if (!std::exchange(bell_due, false) || channel == nullptr) return;
+  if (std::exchange(unrung, 0) == 0 || channel == nullptr) return;
   channel->Ring();
 }
 
@@ -491,11 +507,8 @@ void SchedulerSession::RequestFinished(std::string_view id) {
   Impl& impl = *impl_;
   SchedulerRequest* request = impl.requests.Find(View(id));
   if (request == nullptr) return;
-  if (impl.Usable() && request->hashes_sent > 0) {
-    shm::Message message = MakeMessage(shm::MessageType::kEndRequest);
-    message.request = request->key;
-    impl.Push(message);
-  }
+  if (impl.Usable() && request->hashes_sent > 0) impl.ended_requests.push_back(request->key);
+  impl.SendEnds();
   impl.SettleLoad(id);
   impl.requests.Erase(View(id));
 }
@@ -591,7 +604,9 @@ void SchedulerSession::BeginStep(uint32_t total_scheduled_tokens) {
   impl.step_tokens = total_scheduled_tokens;
   impl.step_requests = 0;
   impl.step_open = impl.Usable();
-  if (impl.step_open) impl.Drain();
+  if (!impl.step_open) return;
+  impl.Drain();
+  impl.SendEnds();
 }
 
 void SchedulerSession::ScheduledNew(std::string_view id, std::span<const uint32_t> block_ids,

@@ -101,6 +101,28 @@ class SchedulerSessionTest : public ::testing::Test {
   std::unique_ptr<ScriptedClient> client_;
 };
 
+// The daemon keeps the chain of a request until it hears of its end.
+TEST_F(SchedulerSessionTest, EndsThatARingHadNoRoomForAreToldLater) {
+  Open();
+  constexpr int kRequests = 700;  // a lookup and an end each: more than the ring's slots
+  for (int i = 0; i < kRequests; ++i) NewRequest(std::to_string(i), 1000u * i, 2);
+  for (int i = 0; i < kRequests; ++i) session_->RequestFinished(std::to_string(i));
+  EXPECT_GT(session_->stats().ring_full, 0u);
+  int lookups = 0, ends = 0;
+  for (int round = 0; round < 2; ++round) {
+    while (lookups < kRequests || ends < kRequests) {
+      const shm::Message message = client_->Next();
+      if (message.type == static_cast<uint32_t>(MessageType::kNone)) break;
+      lookups += message.type == static_cast<uint32_t>(MessageType::kLookup);
+      ends += message.type == static_cast<uint32_t>(MessageType::kEndRequest);
+    }
+    session_->BeginStep(0);
+    Step();
+  }
+  EXPECT_EQ(lookups, kRequests);
+  EXPECT_EQ(ends, kRequests);
+}
+
 TEST_F(SchedulerSessionTest, WithoutDaemonNothingIsCachedAndNothingWaits) {
   options_.socket_path = "/nonexistent/daemon.sock";
   options_.tokens_per_block = kBlock;

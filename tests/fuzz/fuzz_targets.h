@@ -25,6 +25,11 @@ void FuzzHello(FuzzInput input);
 void FuzzMessages(FuzzInput input);  // a sequence of scheduler requests against a real CacheManager
 void FuzzRing(FuzzInput input);      // a ring whose producer is hostile
 
+void FuzzSsdSuperblock(FuzzInput input);
+void FuzzSsdSlotHeader(FuzzInput input);  // and a region's header
+void FuzzSsdLog(FuzzInput input);         // pages of a log region, replayed
+
 std::span<const FuzzTarget> FuzzTargets();
+std::span<const FuzzTarget> SsdFuzzTargets();
 
 }  // namespace flexkv

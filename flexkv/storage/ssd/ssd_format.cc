@@ -149,7 +149,7 @@ bool ShapeIsValid(const SsdShape& shape) {
   for (const uint32_t bytes : shape.shard_bytes) {
     if (bytes == 0 || bytes > kMaxShardBytes) return false;
   }
-  // At most 2^38 bytes a record and 2^26 slots: no product overflows.
+  // At most 2^39 bytes a record and 2^24 slots: no product overflows.
   return shape.segment_bytes() <= uint64_t{1} << 46;
 }
 

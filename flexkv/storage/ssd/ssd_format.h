@@ -27,7 +27,7 @@ inline constexpr uint32_t kPageBytes = 4096;
 inline constexpr uint32_t kFormat = 1;
 inline constexpr uint32_t kMaxShards = 256;
 inline constexpr uint32_t kMaxShardBytes = 1u << 30;
-inline constexpr uint32_t kMaxSlots = 1u << 26;
+inline constexpr uint32_t kMaxSlots = 1u << 24;
 inline constexpr uint32_t kRecordsPerPage = 31;
 // Namespaces whose epoch was ever raised; a checkpoint has room for them beside its slots.
 inline constexpr uint32_t kMaxEpochs = 1024;

@@ -16,11 +16,10 @@ namespace flexkv {
 class DaemonServer {
  public:
   // Starts listening; engines can attach when it returns. `config` as FinishConfig leaves it, with
-  // a socket directory
-  // ("" is refused). `on_stop_wanted` is called on another thread when somebody asks the daemon to
-  // stop (gRPC, idle exit); the owner then destroys the server. AlreadyExists: another daemon holds
-  // the directory. PermissionDenied, NotFound, InvalidArgument: the directory is not usable.
-  // ResourceExhausted, Unavailable: no memory, descriptors or address.
+  // a socket directory ("" is refused). `on_stop_wanted` is called on another thread when somebody
+  // asks the daemon to stop (gRPC, idle exit); the owner then destroys the server. AlreadyExists:
+  // another daemon holds the directory. PermissionDenied, NotFound, InvalidArgument: the directory
+  // is not usable. ResourceExhausted, Unavailable: no memory, descriptors or address.
   static absl::StatusOr<std::unique_ptr<DaemonServer>> Start(const DaemonConfig& config,
                                                              std::function<void()> on_stop_wanted);
   // Stops in order: no new callers, no new clients, then the control thread. Mappings of clients

@@ -1,39 +1,33 @@
 // The executor that lives in the engine's worker process: copies between the engine's KV tensors
 // and the mapped arena on a native thread of its own. An op runs only when its two halves have met:
+//
 //   engine half  what the engine's own step metadata says: key, direction, GPU block ids
-//   (SubmitEngineHalf) daemon half  what the daemon planned: key, direction, arena places
-//   (SubmitDaemonHalf)
+//   daemon half  what the daemon planned: key, direction, arena places
 //
 // Rules (design: "two halves meet"):
-//  - Stores become runnable only after the step that fills their blocks: SubmitEngineHalf tags
-//  stores with the
-//    current step; StepDone() releases them. Loads are runnable when submitted.
-//  - Revoke(key): after it returns, no copy of that op touches engine memory, now or later (a
-//  daemon half that
-//    arrives later is answered as failed). It waits for a running chunk only (bounded by one
-//    chunk's copy).
-//  - FenceBlocks(ids): stores that read any of these blocks lose those not yet copied blocks; the
-//  running
-//    chunk is waited for. Loads are not affected.
-//    A result of the op that nobody took yet is taken back: after Revoke the caller alone reports
-//    the load.
-//  - A daemon half with another boot id than the agent's current one is refused. A change of the
-//  boot id ends
-//    every op of the old one: loads are reported failed, stores dropped, a running op ends behind
-//    its chunk (Busy until then). While detached (boot id 0) engine halves end at once: loads as
-//    failed, stores silently.
-//  - Places are checked against the mapped segment and the engine half before the first byte moves;
-//  one that is
-//    wrong, or a block named twice, fails the whole op.
-//  - A daemon half without engine half waits until `orphan_timeout`, then is answered as failed (an
-//  engine
-//    half is always submitted first or soon after). A store's engine half without daemon half is
-//    dropped after the same time; a load's waits until it is revoked. Both tables are bounded.
-//  - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in
-//  chunks of at most
-//    `chunk_bytes`, or of one layer of one block where that alone is more.
-//  - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks,
-//  as said above.
+// - Stores become runnable only after the step that fills their blocks: SubmitEngineHalf tags
+// stores
+//   with the current step; StepDone() releases them. Loads are runnable when submitted.
+// - Revoke(key): after it returns, no copy of that op touches engine memory, now or later (a daemon
+//   half that arrives later is answered as failed). It waits for a running chunk only (bounded by
+//   one chunk's copy). A result of the op that nobody took yet is taken back: after Revoke the
+//   caller alone reports the load.
+// - FenceBlocks(ids): stores that read any of these blocks lose those not yet copied blocks; the
+//   running chunk is waited for. Loads are not affected.
+// - A daemon half with another boot id than the agent's current one is refused. A change of the
+// boot
+//   id ends every op of the old one: loads are reported failed, stores dropped, a running op ends
+//   behind its chunk (Busy until then). While detached (boot id 0) engine halves end at once: loads
+//   as failed, stores silently.
+// - Places are checked against the mapped segment and the engine half before the first byte moves;
+//   one that is wrong, or a block named twice, fails the whole op.
+// - A daemon half without engine half waits until `orphan_timeout`, then is answered as failed (an
+//   engine half is always submitted first or soon after). A store's engine half without daemon half
+//   is dropped after the same time; a load's waits until it is revoked. Both tables are bounded.
+// - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in
+//   chunks of at most `chunk_bytes`, or of one layer of one block where that alone is more.
+// - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks, as
+//   said above.
 //
 // The same class serves engines on CPU (HostExecutor); the CUDA agent implements the same
 // interface.
@@ -106,10 +100,10 @@ class DeviceAgent {
   };
   virtual ~DeviceAgent() = default;
 
-  virtual void SetBootId(
-      uint64_t boot_id) = 0;  // 0 = detached; daemon halves of the old id end as failed
-  virtual absl::Status SubmitEngineHalf(
-      EngineHalf half) = 0;  // ResourceExhausted, InvalidArgument (ids out of range)
+  // 0 = detached; daemon halves of the old id end as failed.
+  virtual void SetBootId(uint64_t boot_id) = 0;
+  // ResourceExhausted; InvalidArgument: ids out of range.
+  virtual absl::Status SubmitEngineHalf(EngineHalf half) = 0;
   virtual void SubmitDaemonHalf(DaemonHalf half) = 0;  // never fails: a refusal is a failed result
   virtual void StepDone() = 0;
   virtual void Revoke(OpKey key) = 0;

@@ -1,6 +1,6 @@
 // 64-bit XXH3 over pages and payloads, by the widest instruction set that the CPU has; the value is
-// the same on all of them. Not cryptographic: it finds what broke, not who forged (T: the device is
-// trusted with content, the directory is ours alone).
+// the same on all of them. Not cryptographic: it finds what broke, not what was forged (the
+// directory is ours alone).
 // → xxHash doc/xxhash_spec.md (XXH3, 64 bits, seeded).
 #pragma once
 

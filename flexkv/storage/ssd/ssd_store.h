@@ -73,11 +73,13 @@ struct SsdRead {
 struct SsdResult {
   uint64_t tag = 0;
   SsdOpKind kind = SsdOpKind::kRead;
-  // kWrite: OK = committed, it will be found after any crash. Unavailable: the segment is retired.
-  // kRead: OK = these bytes were written for exactly this identity. NotFound: no committed block,
-  // or another one, at that place. DataLoss: the device's bytes do not verify. Unavailable: I/O
-  // error. kFree: OK = the place may be written again; Unavailable = never again (quarantined,
-  // retired). kRaiseEpoch: OK = durable in every segment that can still be written.
+  // kWrite: OK = committed, it will be found after any crash. Unavailable: the segment is retired
+  // or the place out of use. FailedPrecondition: the namespace has a later epoch; the place is
+  // free. kRead: OK = these bytes were written for exactly this identity. NotFound: no committed
+  // block, or another one, at that place. DataLoss: the device's bytes do not verify. Unavailable:
+  // I/O error. kFree: OK = the place may be written again; Unavailable = never again (quarantined,
+  // retired). kRaiseEpoch: OK = durable in every segment that can still be written;
+  // Unavailable: in none, or more than 1024 namespaces have one.
   absl::Status status;
 };
 
@@ -127,8 +129,9 @@ class SsdStore {
  public:
   using Options = SsdStoreOptions;
   // Opens or formats the device and recovers every segment. `disk` and `clock` outlive the store.
-  // FailedPrecondition: the files are of another format version or another kind. DataLoss never:
-  // damaged segments are kUnreadable or rebuilt.
+  // FailedPrecondition: the files are of another format version or another kind, or transfers must
+  // be aligned to more than 4 KiB. Unavailable: neither superblock can be read (an I/O error;
+  // nothing was changed). DataLoss never: damaged segments are kUnreadable or rebuilt.
   static absl::StatusOr<std::unique_ptr<SsdStore>> Open(const Options& options, Disk* disk,
                                                         const Clock* clock);
   ~SsdStore();  // drops what is queued, waits for what is in flight; commits nothing more
@@ -142,7 +145,8 @@ class SsdStore {
   // Makes an empty segment (preallocated, durable). ResourceExhausted: max_bytes or no space on the
   // device; InvalidArgument: a shape out of range. Blocks for the time of the allocation.
   absl::StatusOr<uint32_t> CreateSegment(const SsdShape& shape);
-  // Removes a segment with all that is in it. FailedPrecondition: ops on it are queued.
+  // Removes a segment with all that is in it. FailedPrecondition: ops on it are queued, or their
+  // results not polled yet; or no other segment can take over the namespaces' epochs.
   absl::Status DropSegment(uint32_t segment);
   std::vector<SsdSegmentInfo> segments() const;
 

@@ -394,13 +394,16 @@ TEST_F(SsdCorruptionTest, MissingAndReplacedFiles) {
   };
   const std::string data = DataFile(segments_[0]);
   const std::string log = LogFile(segments_[0]);
-  std::vector<std::byte> noise(golden_.disk->FileBytes(data));
+  std::vector<std::byte> noise(
+      std::max(golden_.disk->FileBytes(data), golden_.disk->FileBytes(log)));
   FillContent(HashFromNumber(3), 0, noise);
   const std::vector<std::function<void(SimDisk*)>> damages = {
       [&](SimDisk* disk) { disk->EraseRaw(data); },
       [&](SimDisk* disk) { disk->EraseRaw(log); },
       [&](SimDisk* disk) { disk->EraseRaw(data), disk->EraseRaw(log); },
-      [&](SimDisk* disk) { disk->WriteRaw(data, 0, noise); },
+      [&](SimDisk* disk) {
+        disk->WriteRaw(data, 0, std::span(noise).first(disk->FileBytes(data)));
+      },
       [&](SimDisk* disk) { disk->WriteRaw(log, 0, std::span(noise).first(disk->FileBytes(log))); },
       [&](SimDisk* disk) { disk->WriteRaw(data, 0, whole(*disk, DataFile(segments_[1]))); },
       [&](SimDisk* disk) { disk->WriteRaw(log, 0, whole(*disk, LogFile(segments_[1]))); },

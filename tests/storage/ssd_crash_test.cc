@@ -83,7 +83,8 @@ absl::Status CrashRun::Check(int mode, uint64_t seed) {
     stats_.Add(after.stats());
     return status;
   }
-  status = after.Run(20);
+  // At once: what recovery has told must be durable already.
+  status = after.Run(seed % 16 == 0 ? 0 : 20);
   ManualClock again_clock;
   const auto again_disk = Crashed(*disk, mode, seed + 1, &again_clock);
   SsdWorkload again(after, again_disk.get(), &again_clock, seed + 1);

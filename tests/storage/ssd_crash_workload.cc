@@ -108,7 +108,7 @@ SsdWorkload::SsdWorkload(Disk* disk, const Clock* clock, uint64_t seed, SsdTrust
     : disk_(disk), clock_(clock), rng_(seed), trust_(trust), next_hash_(seed << 20) {
   options_.max_bytes = 8 << 20;
   options_.max_inflight_bytes = 64 << 10;
-  options_.group_bytes = 40 << 10;
+  options_.group_bytes = rng_.OneIn(2) ? 40 << 10 : 4 << 20;
   options_.group_delay_ns = 2 * kNsPerMs;
   options_.new_store_id = {0x5D, static_cast<uint8_t>(seed)};
   for (uint32_t i = 0; i < kNamespaces; ++i) {
@@ -117,6 +117,9 @@ SsdWorkload::SsdWorkload(Disk* disk, const Clock* clock, uint64_t seed, SsdTrust
     ns.digest[31] = 0x55;
     namespaces_.push_back(ns);
   }
+  // Runs of different character find what an average one does not.
+  raise_one_in_ = 1 + rng_.Below(8);
+  drop_one_in_ = 1 + rng_.Below(8);
 }
 
 SsdWorkload::SsdWorkload(const SsdWorkload& crashed, Disk* disk, const Clock* clock, uint64_t seed)
@@ -130,6 +133,8 @@ SsdWorkload::SsdWorkload(const SsdWorkload& crashed, Disk* disk, const Clock* cl
       freed_(crashed.freed_),
       creating_(crashed.creating_),
       dropping_(crashed.dropping_),
+      raise_one_in_(crashed.raise_one_in_),
+      drop_one_in_(crashed.drop_one_in_),
       next_hash_(crashed.next_hash_) {}
 
 const SsdWorkloadStats& SsdWorkload::stats() {
@@ -402,6 +407,9 @@ void SsdWorkload::LearnEpochs() {
     if (epoch > ns.target && trust_ != SsdTrust::kSilent)
       Fail(absl::StrCat("epoch ", epoch, " out of thin air"));
     if (epoch >= ns.acked || trust_ == SsdTrust::kSilent) ns.acked = epoch;
+    // What was told once must be told again, whichever of them is left.
+    ns.vouchers.clear();
+    for (const auto& [id, segment] : segments_) ns.vouchers.push_back(id);
     ns.target = ns.acked;
   }
 }
@@ -436,11 +444,13 @@ void SsdWorkload::Step() {
   } else if (dice < 70) {
     Read();
   } else if (dice < 72) {
-    if (rng_.OneIn(4)) Raise();
+    if (rng_.OneIn(raise_one_in_)) Raise();
   } else if (dice < 76) {
     Create();
   } else if (dice < 77) {
-    if (rng_.OneIn(4)) Drop();
+    if (rng_.OneIn(drop_one_in_)) Drop();
+  } else if (dice < 78) {  // groups of several log pages
+    for (uint64_t n = rng_.Below(60); n > 0; --n) rng_.OneIn(4) ? Free() : Write();
   } else if (dice < 84) {
     store_->Flush();
   } else {
@@ -533,6 +543,7 @@ void SsdWorkload::Raise() {
 
 void SsdWorkload::Create() {
   if (segments_.size() >= kMaxSegments) return;
+  if (rng_.OneIn(4)) Raise();  // the new segment knows an epoch that the others do not have yet
   const auto number = static_cast<uint32_t>(rng_.Below(Shapes().size()));
   Tell({.kind = SsdEventKind::kCreateBegun});
   auto id = store_->CreateSegment(Shapes()[number]);
@@ -551,14 +562,12 @@ void SsdWorkload::Drop() {
   auto it = std::next(segments_.begin(), static_cast<int64_t>(rng_.Below(segments_.size())));
   const SsdPlace place{it->first, 0};
   const bool busy = it->second.busy > 0;
-  const bool raising = std::any_of(ops_.begin(), ops_.end(), [](const auto& entry) {
-    return entry.second.kind == SsdOpKind::kRaiseEpoch;
-  });
   Tell({.kind = SsdEventKind::kDropBegun, .place = place});
   const absl::Status status = store_->DropSegment(place.segment);
   Tell({.kind = status.ok() ? SsdEventKind::kDropped : SsdEventKind::kDropRefused, .place = place});
   if (status.ok() && busy) return Fail("a segment with ops queued was dropped");
-  const bool excused = busy || raising || trust_ != SsdTrust::kSound;
+  // With ops under way no other segment may be free to take over the epochs.
+  const bool excused = !ops_.empty() || trust_ != SsdTrust::kSound;
   if (!status.ok() && !excused) return Fail(absl::StrCat("Drop: ", status.ToString()));
   stats_.drops += status.ok() ? 1 : 0;
 }

@@ -188,6 +188,7 @@ class SsdWorkload {
   std::set<uint32_t> dropping_;
   bool adopt_ = false;
   std::function<void(const SsdEvent&)> listener_;
+  uint64_t raise_one_in_ = 4, drop_one_in_ = 4;  // of the dice's choices
   uint64_t next_hash_ = 1;
   uint64_t next_tag_ = 1;
   std::map<uint64_t, Op> ops_;

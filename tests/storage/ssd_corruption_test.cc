@@ -277,6 +277,7 @@ TEST_F(SsdCorruptionTest, EveryBitOfTheLogs) {
       const Outcome outcome = After([&](SimDisk* disk) { disk->FlipBit(LogFile(segment), bit); });
       missed += outcome.missed;
       noticed += outcome.noticed();
+      ASSERT_TRUE(outcome.missed == 0 || outcome.noticed() > 0) << "bit " << bit;
       ++flips;
       for (size_t i = 0; i < known_.size(); ++i) {  // the others know nothing of it
         ASSERT_TRUE(outcome.served[i] || known_[i].place.segment == segment) << "bit " << bit;

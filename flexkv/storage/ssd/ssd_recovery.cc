@@ -213,14 +213,11 @@ std::vector<RecoveredBlock> RecoverSegments(StoreState* state, const std::vector
       continue;
     }
     std::unique_ptr<Segment> segment = NewSegment(id, of_segment);
-    // What a segment that was never finished says of epochs goes with it.
-    const EpochMap known = state->epochs;
     SegmentRecovery recovery(state, segment.get(), of_segment, &blocks);
     if (recovery.Run()) {
       state->segments.emplace(id, std::move(segment));
       continue;
     }
-    state->epochs = known;
     state->io.disk()->Close(segment->data);
     state->io.disk()->Close(segment->log);
     RemoveFiles(state, id, of_segment);

@@ -5,18 +5,19 @@
 #   scripts/test.sh --only cpp      one part (may be given several times)
 #   scripts/test.sh --long          also what takes longer, and more repeats of what is random
 #
-# Parts: cpp (C++ tests), asan, tsan (the same under sanitizers), fuzz, python (style, types, unit tests), wheel,
+# Parts: cpp (C++ tests), ssd (crashes and kills of the SSD store), asan, tsan (the C++ tests under sanitizers), fuzz,
+# python (style, types, unit tests), wheel,
 # harness (vLLM's real scheduler with the real connector), e2e (a real vLLM).
 source "$(dirname "$0")/common.sh"
 
-PARTS=(cpp asan tsan fuzz python wheel harness e2e)
+PARTS=(cpp ssd asan tsan fuzz python wheel harness e2e)
 ONLY=()
 LONG=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --only) [ $# -gt 1 ] || die "--only needs a part: ${PARTS[*]}"; ONLY+=("$2"); shift 2 ;;
     --long) LONG=(--long); shift ;;
-    -h|--help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) die "unknown argument '$1' (see --help)" ;;
   esac
 done
@@ -96,6 +97,14 @@ part_python() {
   check ruff "$VENV/bin/python" -m ruff check connector tests perf examples
   check mypy "$VENV/bin/python" -m mypy
   run_pytest python tests/python
+}
+# The SSD store: power loss at 100,000 transfers (--long: 1,000,000), 2,000 kills of a real process (--long: 10,000).
+part_ssd() {
+  local scale=1
+  [ ${#LONG[@]} -eq 0 ] || scale=10
+  check ssd_crash build/release/tests/storage/ssd_crash_test --points $((100000 * scale)) --modes drop,tear,reorder --seed 1
+  check ssd_kills build/release/tests/storage/ssd_torture_test --kills $((2000 * (scale > 1 ? 5 : 1))) --backend threads --seed 11
+  tail -qn 1 build/logs/ssd_crash.log build/logs/ssd_kills.log
 }
 part_wheel() { check wheel tests/check_wheel.sh "$VENV/bin/python"; }
 part_harness() { run_pytest harness tests/e2e/test_harness.py; }

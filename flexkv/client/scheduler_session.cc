@@ -76,7 +76,6 @@ struct SchedulerSession::Impl {
   bool ready = false;         // daemon says: all ranks attached
   bool breaker_open = false;  // a lookup timed out and nothing was heard since
   uint32_t unrung = 0;        // messages pushed that the daemon was not woken for
-  bool rang_for_new = false;  // for the first request that arrived since the last step
   RequestTable requests;
   // Ended, and the daemon not told yet: it keeps their chains until it is.
   std::vector<RequestKey> ended_requests;
@@ -332,9 +331,7 @@ void SchedulerSession::NewRequest(std::string_view id, uint32_t num_prompt_token
   if (!impl.Usable()) return;
   impl.Drain();
   if (impl.ready && !impl.breaker_open) impl.PostLookup(request);
-  // The answer shall be there when the request is considered for scheduling. Once is enough for all
-  // that arrive before a step: the daemon is awake then, or AwaitAnswer wakes it again.
-  if (!std::exchange(impl.rang_for_new, true)) impl.RingIfDue();
+  impl.RingIfDue();  // the answer shall be there when the request is considered for scheduling
 }
 
 int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_computed_tokens,
@@ -651,7 +648,6 @@ std::span<const std::byte> SchedulerSession::EndStep() {
   impl.ReportStats(impl.step_began);
   if (!impl.plan.empty()) ++impl.plan_number;
   impl.RingIfDue();
-  impl.rang_for_new = false;
   return impl.Deliver(impl.plan.Finish());
 }
 

@@ -77,6 +77,12 @@ struct Message {
 };
 static_assert(sizeof(Message) == 64);
 
+inline Message MakeMessage(MessageType type) {
+  Message message;
+  message.type = static_cast<uint32_t>(type);
+  return message;
+}
+
 struct OpBlock {  // one block's shard in the arena
   uint32_t segment = 0;
   uint32_t engine_index = 0;

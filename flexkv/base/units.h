@@ -1,4 +1,4 @@
-// Sizes as people write them: "200GB", "64 MiB", "25%", 1073741824.
+// Sizes, also as people write them: "200GB", "64 MiB", "25%", 1073741824.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,11 @@
 #include "absl/status/statusor.h"
 
 namespace flexkv {
+
+// The smallest multiple of `unit` (> 0) that is not below `value`.
+constexpr uint64_t RoundUp(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // Bytes of `text`: a number with an optional unit B, KB, MB, GB, TB (powers of 1000), KiB, MiB,
 // GiB, TiB (powers of 1024), in any case, or "N%" of `whole_bytes`. InvalidArgument: not a size,

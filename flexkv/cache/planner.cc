@@ -3,14 +3,13 @@
 #include <algorithm>
 
 #include "flexkv/base/ids.h"
+#include "flexkv/base/units.h"
 #include "flexkv/storage/segment_store.h"
 
 namespace flexkv {
 namespace {
 
 constexpr uint64_t kMaxBytes = 1ull << 56;  // keeps every sum below far away from overflow
-
-uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Sum of the strides; nullopt when a size is zero or absurd.
 std::optional<uint64_t> Strides(std::span<const uint64_t> shard_bytes,

@@ -30,12 +30,6 @@ constexpr uint32_t kMaxUnrung = shm::kRingSlots / 4;
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
-shm::Message MakeMessage(shm::MessageType type) {
-  shm::Message message;
-  message.type = static_cast<uint32_t>(type);
-  return message;
-}
-
 // GPU blocks that an unfinished store still reads, and the op that does.
 class StoreSources {
  public:
@@ -180,7 +174,7 @@ bool SchedulerSession::Impl::Push(const shm::Message& message, std::span<const s
 // What a full ring had no room for goes with a later call.
 void SchedulerSession::Impl::SendEnds() {
   while (!ended_requests.empty()) {
-    shm::Message message = MakeMessage(shm::MessageType::kEndRequest);
+    shm::Message message = shm::MakeMessage(shm::MessageType::kEndRequest);
     message.request = ended_requests.back();
     if (!Push(message)) return;
     ended_requests.pop_back();
@@ -266,7 +260,7 @@ void SchedulerSession::Impl::PostLookup(SchedulerRequest* request) {
   SyncHashes(request, UINT32_MAX);
   const auto total = static_cast<uint32_t>(request->hashes.size());
   if (total == 0 || total - request->hashes_sent > shm::kMaxHashesPerMessage) return;
-  shm::Message message = MakeMessage(shm::MessageType::kLookup);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kLookup);
   message.sequence = next_sequence++;
   message.request = request->key;
   message.first = request->hashes_sent;
@@ -380,7 +374,7 @@ int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_comput
 
 void SchedulerSession::Impl::ReleaseLease(SchedulerRequest* request) {
   if (request->lease == 0) return;
-  shm::Message message = MakeMessage(shm::MessageType::kReleaseLease);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kReleaseLease);
   message.request = request->key;
   message.lease = request->lease;
   Push(message);  // when the ring is full the lease ends with the request or by its deadline
@@ -395,7 +389,7 @@ void SchedulerSession::Impl::RecordGet(SchedulerRequest* request, uint32_t taken
   stats.engine_matched_tokens += request->local_computed_tokens;
   stats.offered_tokens += request->offered_tokens;
   stats.taken_tokens += taken_tokens;
-  shm::Message message = MakeMessage(shm::MessageType::kRecordGet);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kRecordGet);
   shm::GetRecordBody body;
   body.prompt = request->num_prompt_tokens;
   body.engine_matched = request->local_computed_tokens;
@@ -424,7 +418,7 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
       request->block_ids.begin() + static_cast<ptrdiff_t>(end));
   load.count = static_cast<uint32_t>(load.block_ids.size());
 
-  shm::Message message = MakeMessage(shm::MessageType::kLoad);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kLoad);
   message.request = request->key;
   message.op = load.key;
   message.lease = request->lease;
@@ -484,7 +478,7 @@ void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
     impl.stats.loaded_tokens += tokens;
     body.loaded = tokens;
   }
-  if (impl.Usable()) impl.Push(MakeMessage(shm::MessageType::kRecordGet), shm::AsBytes(body));
+  if (impl.Usable()) impl.Push(shm::MakeMessage(shm::MessageType::kRecordGet), shm::AsBytes(body));
   SchedulerRequest* request = impl.requests.Find(View(id));
   if (request != nullptr && request->load == load->first) {
     request->load = 0;
@@ -546,7 +540,7 @@ OpKey SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_comp
     if (request->block_ids[i] == kNullBlock) full = i;  // ends the loop: a hole ends the prefix
   }
   if (full <= request->stored_blocks) return 0;
-  shm::Message message = MakeMessage(shm::MessageType::kPut);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kPut);
   message.request = request->key;
   message.op = next_op;
   message.first = request->stored_blocks;
@@ -664,14 +658,14 @@ void SchedulerSession::Impl::ReportStats(TimeNs now) {
   body.lookup_timeouts = stats.lookup_timeouts;
   body.load_failures = stats.load_failures;
   body.breaker_opens = stats.breaker_opens;
-  Push(MakeMessage(shm::MessageType::kEngineStats), shm::AsBytes(body));
+  Push(shm::MakeMessage(shm::MessageType::kEngineStats), shm::AsBytes(body));
 }
 
 bool SchedulerSession::ResetCache(uint32_t timeout_ms) {
   Impl& impl = *impl_;
   if (!impl.Usable()) return false;
   impl.Drain();
-  shm::Message message = MakeMessage(shm::MessageType::kReset);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kReset);
   message.request = ++impl.reset_number;
   if (!impl.Push(message)) {
     impl.reset_answered = impl.reset_number;

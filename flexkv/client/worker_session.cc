@@ -144,8 +144,7 @@ void WorkerSession::Impl::OnAttached(const std::shared_ptr<Channel>& channel) {
     attached.store(true, std::memory_order_release);
     // Only now may the daemon call the engine complete: an op whose engine half was turned away
     // here would wait for it in vain.
-    shm::Message ready;
-    ready.type = static_cast<uint32_t>(shm::MessageType::kWorkerReady);
+    shm::Message ready = shm::MakeMessage(shm::MessageType::kWorkerReady);
     channel->Push(ready);  // the ring is empty
     std::lock_guard<std::mutex> bell_lock(bell_mutex);
     bell_channel = channel;
@@ -219,8 +218,7 @@ bool WorkerSession::Impl::SendResults(Channel* channel) {
   size_t sent = 0;
   for (; sent < backlog.size(); ++sent) {
     const AgentResult& result = backlog[sent];
-    shm::Message message;
-    message.type = static_cast<uint32_t>(shm::MessageType::kOpDone);
+    shm::Message message = shm::MakeMessage(shm::MessageType::kOpDone);
     message.op = result.key;
     message.status = static_cast<uint32_t>(result.status);
     message.route = static_cast<uint32_t>(result.route);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "flexkv/base/units.h"
 #include "flexkv/index/require.h"
 
 namespace flexkv {
@@ -11,8 +12,6 @@ namespace {
 
 constexpr size_t kFirstStep = 64u << 10;
 constexpr size_t kHugePage = 2u << 20;
-
-size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 

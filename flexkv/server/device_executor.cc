@@ -132,8 +132,7 @@ void DeviceExecutor::Refuse(ClientConnection* client, OpKey key, Route route) {
   worker.client = client;
   worker.refused.push_back(key);
   if (worker.refused.size() > kRememberedRefusals) worker.refused.pop_front();
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kRefuseOp);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kRefuseOp);
   message.op = key;
   message.route = static_cast<uint32_t>(route);
   client->Send(message, clock_->Now());
@@ -219,8 +218,7 @@ bool DeviceExecutor::Submit(const TransferOp& op) {
   for (const ArenaPlace& place : op.blocks) {
     scratch_.push_back({place.segment, place.engine_index, place.offset_bytes});
   }
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kOp);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kOp);
   message.op = op.key;
   message.route = static_cast<uint32_t>(op.route);
   message.count = static_cast<uint32_t>(op.blocks.size());

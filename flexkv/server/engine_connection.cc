@@ -137,8 +137,7 @@ void EngineConnection::Remove(ClientConnection* client, TimeNs now) {
 
 void EngineConnection::SendReady(uint32_t ready, shm::WireStatus status, TimeNs now) {
   if (scheduler_ == nullptr) return;
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kEngineReady);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kEngineReady);
   message.first = ready;
   message.status = static_cast<uint32_t>(status);
   scheduler_->Send(message, now);
@@ -158,8 +157,7 @@ void EngineConnection::OnEvent(const ManagerEvent& event, TimeNs now) {
     RefuseAtWorkers(event.key, event.route);
     return;
   }
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kOpEnded);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kOpEnded);
   message.op = event.key;
   message.status = static_cast<uint32_t>(event.status);
   message.first = event.ok_blocks;

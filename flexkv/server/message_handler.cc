@@ -31,8 +31,7 @@ WireStatus ToWire(const absl::Status& status) {
 }
 
 Message ReplyTo(const Message& request, MessageType type) {
-  Message reply;
-  reply.type = static_cast<uint32_t>(type);
+  Message reply = shm::MakeMessage(type);
   reply.sequence = request.sequence;
   reply.request = request.request;
   reply.op = request.op;

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/base/thread_setup.h"
 #include "perf/bench_util.h"
 
 namespace flexkv::bench {
@@ -63,10 +64,7 @@ absl::Status DaemonMatch::Launch(const std::string& flexkvd) {
   pid_ = fork();
   if (pid_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    cpu_set_t all;
-    CPU_ZERO(&all);
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &all);
-    sched_setaffinity(0, sizeof(all), &all);
+    SetUpThread("flexkvd");  // the bench is bound to one core
     if (freopen("/dev/null", "w", stderr) == nullptr) _exit(126);
     execlp(flexkvd.c_str(), "flexkvd", "--socket-dir", folder, "--cpu-cache-bytes", "256MiB",
            nullptr);

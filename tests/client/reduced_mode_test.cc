@@ -152,8 +152,7 @@ TEST_F(ReducedModeTest, BlocksAreHeldUntilTheirStoreEnded) {
   worker_client_->SendSegment(3, arena.get(), 2 << 20);
   std::vector<shm::OpBlock> blocks;
   for (uint32_t i = 0; i < 4; ++i) blocks.push_back({3, i, uint64_t{i} * kBlockBytes});
-  shm::Message op;
-  op.type = static_cast<uint32_t>(MessageType::kOp);
+  shm::Message op = shm::MakeMessage(shm::MessageType::kOp);
   op.op = put.op;
   op.count = 4;
   worker_client_->Reply(op, std::as_bytes(std::span(blocks)));

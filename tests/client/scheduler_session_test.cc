@@ -65,8 +65,7 @@ class SchedulerSessionTest : public ::testing::Test {
   // Reads the lookup and answers it.
   shm::Message AnswerLookup(uint32_t matched, LeaseId lease = 77) {
     const shm::Message lookup = client_->Next(MessageType::kLookup);
-    shm::Message reply;
-    reply.type = static_cast<uint32_t>(MessageType::kLookupReply);
+    shm::Message reply = shm::MakeMessage(shm::MessageType::kLookupReply);
     reply.sequence = lookup.sequence;
     reply.request = lookup.request;
     reply.first = matched;
@@ -285,8 +284,7 @@ TEST_F(SchedulerSessionTest, NewOwnerOfASourceBlockIsFencedUntilTheStoreEnded) {
   session_->ScheduledNew("b", Ids(6, 2), 0, 32);
   EXPECT_EQ(Step().fences, (std::vector<uint32_t>{6}));
 
-  shm::Message ended;
-  ended.type = static_cast<uint32_t>(MessageType::kOpEnded);
+  shm::Message ended = shm::MakeMessage(shm::MessageType::kOpEnded);
   ended.op = put.op;
   ended.route = static_cast<uint32_t>(Route::kDeviceToCpu);
   client_->Reply(ended);

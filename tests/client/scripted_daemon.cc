@@ -51,8 +51,7 @@ void ScriptedClient::SendSegment(SegmentId segment, int fd, uint64_t bytes) {
 }
 
 void ScriptedClient::EngineReady(bool ready) {
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kEngineReady);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kEngineReady);
   message.first = ready ? 1 : 0;
   Reply(message);
 }

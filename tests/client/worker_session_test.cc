@@ -79,8 +79,7 @@ class WorkerSessionTest : public ::testing::Test {
     for (uint32_t i = 0; i < count; ++i) {
       blocks.push_back({kSegment, i, uint64_t{first_slot + i} * kBlockBytes});
     }
-    shm::Message message;
-    message.type = static_cast<uint32_t>(MessageType::kOp);
+    shm::Message message = shm::MakeMessage(shm::MessageType::kOp);
     message.op = key;
     message.route = static_cast<uint32_t>(route);
     message.count = count;
@@ -175,8 +174,7 @@ TEST_F(WorkerSessionTest, StoreWaitsForItsStep) {
 TEST_F(WorkerSessionTest, RefusedLoadIsReportedFailedOnce) {
   Open();
   Bind(1, Route::kCpuToDevice, {1, 2});
-  shm::Message refuse;
-  refuse.type = static_cast<uint32_t>(MessageType::kRefuseOp);
+  shm::Message refuse = shm::MakeMessage(shm::MessageType::kRefuseOp);
   refuse.op = 1;
   refuse.route = static_cast<uint32_t>(Route::kCpuToDevice);
   client_->Reply(refuse);

@@ -99,8 +99,7 @@ void RawEngine::ExpectWorks(uint64_t seed) {
   const Hit hit = Lookup(seed + 1, chain);
   EXPECT_EQ(hit.matched, 20u);
   EXPECT_EQ(LoadAndCheck(seed + 1, chain, hit), 20);
-  shm::Message end;
-  end.type = static_cast<uint32_t>(shm::MessageType::kEndRequest);
+  shm::Message end = shm::MakeMessage(shm::MessageType::kEndRequest);
   for (end.request = seed; end.request <= seed + 1; ++end.request)
     EXPECT_TRUE(scheduler_->Push(end));
 }

@@ -85,8 +85,7 @@ TEST_F(EngineTest, AnEngineIsReadyWhenEveryRankSaysSo) {
   auto worker = RawClient::Attach(Socket(), WorkerHello(1, 0, 1), "layout", /*say_ready=*/false);
   ASSERT_TRUE(scheduler.ok() && worker.ok());
   EXPECT_FALSE((*scheduler)->WaitFor(shm::MessageType::kEngineReady, 100).has_value());
-  shm::Message ready;
-  ready.type = static_cast<uint32_t>(shm::MessageType::kWorkerReady);
+  shm::Message ready = shm::MakeMessage(shm::MessageType::kWorkerReady);
   (*worker)->Push(ready);
   EXPECT_TRUE((*scheduler)->WaitFor(shm::MessageType::kEngineReady).has_value());
   (*worker)->Push(ready);  // twice is a violation
@@ -117,8 +116,7 @@ TEST_F(EngineTest, ARefusedLoadIsToldToBothSides) {
   EXPECT_EQ(refused->message.op, 44u);
   EXPECT_EQ(refused->message.route, static_cast<uint32_t>(Route::kCpuToDevice));
   // The worker answers a refused half too; that is no crime.
-  shm::Message done;
-  done.type = static_cast<uint32_t>(shm::MessageType::kOpDone);
+  shm::Message done = shm::MakeMessage(shm::MessageType::kOpDone);
   done.op = 44;
   done.route = static_cast<uint32_t>(Route::kCpuToDevice);
   done.status = static_cast<uint32_t>(shm::WireStatus::kFailed);
@@ -144,8 +142,7 @@ TEST_F(EngineTest, ResetForgetsForAllEnginesOfTheNamespace) {
   RawEngine first(Socket(), 1), second(Socket(), 2);
   const std::vector<BlockHash> chain = Chain(5, 12);
   EXPECT_EQ(first.Store(1, chain), 12u);
-  shm::Message reset;
-  reset.type = static_cast<uint32_t>(shm::MessageType::kReset);
+  shm::Message reset = shm::MakeMessage(shm::MessageType::kReset);
   reset.request = 4711;
   first.scheduler().Push(reset);
   const std::optional<RawMessage> reply = first.scheduler().WaitFor(shm::MessageType::kResetReply);
@@ -292,8 +289,7 @@ TEST_F(EngineTest, WhoReadsNothingIsDroppedAndOthersGoOn) {
 
 TEST_F(EngineTest, EngineStatisticsReachStatusAndMetrics) {
   RawEngine engine(Socket(), 1);
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kEngineStats);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kEngineStats);
   shm::EngineStatsBody body;
   body.prefill_tokens_per_s = 1234;
   body.min_load_tokens = 77;

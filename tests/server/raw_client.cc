@@ -95,8 +95,7 @@ absl::StatusOr<std::unique_ptr<RawClient>> RawClient::Attach(const std::string& 
   client->consumer_ =
       shm::RingConsumer(&view.header->completions, view.completion_slots, view.completion_payload);
   if (say_ready && hello.role == static_cast<uint32_t>(shm::Role::kWorker)) {
-    shm::Message ready;
-    ready.type = static_cast<uint32_t>(shm::MessageType::kWorkerReady);
+    shm::Message ready = shm::MakeMessage(shm::MessageType::kWorkerReady);
     client->Push(ready);
   }
   return client;
@@ -128,8 +127,7 @@ std::optional<RawMessage> RawClient::WaitFor(shm::MessageType type, int timeout_
 }
 
 void RawClient::ReportDone(const shm::Message& op, OpKey key, std::span<const uint32_t> failed) {
-  shm::Message done;
-  done.type = static_cast<uint32_t>(shm::MessageType::kOpDone);
+  shm::Message done = shm::MakeMessage(shm::MessageType::kOpDone);
   done.op = key;
   done.route = op.route;
   done.count = static_cast<uint32_t>(failed.size());
@@ -168,8 +166,7 @@ bool RawClient::WaitCut(int timeout_ms) {
 }
 
 shm::Message LookupMessage(RequestKey request, uint32_t first, size_t count) {
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kLookup);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kLookup);
   message.request = request;
   message.first = first;
   message.count = static_cast<uint32_t>(count);
@@ -178,8 +175,7 @@ shm::Message LookupMessage(RequestKey request, uint32_t first, size_t count) {
 
 shm::Message PutMessage(RequestKey request, OpKey op, uint32_t first, uint32_t count,
                         uint32_t suffix_first) {
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kPut);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kPut);
   message.request = request;
   message.op = op;
   message.first = first;
@@ -190,8 +186,7 @@ shm::Message PutMessage(RequestKey request, OpKey op, uint32_t first, uint32_t c
 
 shm::Message LoadMessage(RequestKey request, OpKey op, LeaseId lease, uint32_t first,
                          uint32_t count) {
-  shm::Message message;
-  message.type = static_cast<uint32_t>(shm::MessageType::kLoad);
+  shm::Message message = shm::MakeMessage(shm::MessageType::kLoad);
   message.request = request;
   message.op = op;
   message.lease = lease;

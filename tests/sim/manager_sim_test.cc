@@ -3,21 +3,13 @@
 #include <cstdio>
 
 #include "gtest/gtest.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_seed.h"
 
 namespace flexkv {
 namespace {
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define FLEXKV_SANITIZED 1
-#endif
-#endif
-#if defined(FLEXKV_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kSteps = 20'000;
-#else
-constexpr uint64_t kSteps = 100'000;
-#endif
+constexpr uint64_t kSteps = kSanitized ? 20'000 : 100'000;
 
 void RunWith(uint64_t seed, uint64_t steps) {
   ManagerSim sim(seed);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/base/units.h"
 #include "gtest/gtest.h"
 #include "tests/storage/ssd_crash_workload.h"
 #include "tests/support/content_oracle.h"
@@ -208,7 +209,7 @@ TEST_F(SsdCorruptionTest, SampledDataBits) {
         uint64_t at = known.place.slot * shape.record_bytes() + kPage;
         const uint64_t shard = rng.Below(shape.shard_bytes.size());
         for (uint64_t i = 0; i < shard; ++i) {
-          at += (shape.shard_bytes[i] + kPage - 1) / kPage * kPage;
+          at += RoundUp(shape.shard_bytes[i], kPage);
         }
         disk->FlipBit(DataFile(known.place.segment),
                       at * 8 + rng.Below(uint64_t{shape.shard_bytes[shard]} * 8));

@@ -1,8 +1,6 @@
 // A device on its own thread, real files: commands from one thread, results, bounds, a clean end.
 #include "flexkv/storage/ssd/ssd_device.h"
 
-#include <stdlib.h>
-
 #include <atomic>
 #include <chrono>
 #include <filesystem>
@@ -10,6 +8,7 @@
 #include <thread>
 
 #include "gtest/gtest.h"
+#include "tests/storage/disk_fixture.h"
 #include "tests/storage/ssd_harness.h"
 
 namespace flexkv {
@@ -20,8 +19,7 @@ const SsdShape kShape{{5000, 4096}, 64};
 class SsdDeviceTest : public testing::TestWithParam<SsdBackend> {
  protected:
   SsdDeviceTest() {
-    std::string path = testing::TempDir() + "/ssd-device-XXXXXX";
-    directory_ = mkdtemp(path.data());
+    directory_ = MakeDirectory(DiskPlace());
     options_.disk.directory = directory_;
     options_.backend = GetParam();
     options_.store.max_bytes = 64ull << 20;
@@ -59,23 +57,23 @@ class SsdDeviceTest : public testing::TestWithParam<SsdBackend> {
   }
   // Writes blocks 0..count-1 to slots of the same number and waits for all.
   void WriteBlocks(uint32_t segment, uint32_t count) {
-    std::vector<std::unique_ptr<BlockMemory>> memory;
+    std::vector<std::unique_ptr<SsdBlockBuffer>> memory;
     const uint64_t first = tag_ + 1;
     for (uint32_t i = 0; i < count; ++i) {
-      memory.push_back(std::make_unique<BlockMemory>(kShape));
+      memory.push_back(std::make_unique<SsdBlockBuffer>(kShape.shard_bytes));
       memory.back()->Fill(TestIdentity(i));
       ASSERT_TRUE(
-          device_->Write({++tag_, {segment, i}, TestIdentity(i), memory.back()->const_shards()}));
+          device_->Write({++tag_, {segment, i}, TestIdentity(i), memory.back()->ToWrite()}));
     }
     for (uint32_t i = 0; i < count; ++i) {
       ASSERT_TRUE(Wait(first + i).status.ok()) << Wait(first + i).status;
     }
   }
   absl::Status ReadBlock(uint32_t segment, uint32_t slot, const SsdIdentity& identity) {
-    BlockMemory memory(kShape);
-    EXPECT_TRUE(device_->Read({++tag_, {segment, slot}, identity, memory.shards()}));
+    SsdBlockBuffer memory(kShape.shard_bytes);
+    EXPECT_TRUE(device_->Read({++tag_, {segment, slot}, identity, memory.ToRead()}));
     absl::Status status = Wait(tag_).status;
-    if (status.ok() && !memory.Holds(identity)) return absl::InternalError("wrong bytes");
+    if (status.ok() && !memory.Matches(identity)) return absl::InternalError("wrong bytes");
     return status;
   }
 
@@ -107,9 +105,9 @@ TEST_P(SsdDeviceTest, ACleanEndCommitsWhatIsUnderWay) {
   options_.store.group_bytes = 1ull << 40;
   Open();
   const uint32_t segment = NewSegment();
-  BlockMemory memory(kShape);
+  SsdBlockBuffer memory(kShape.shard_bytes);
   memory.Fill(TestIdentity(1));
-  ASSERT_TRUE(device_->Write({++tag_, {segment, 0}, TestIdentity(1), memory.const_shards()}));
+  ASSERT_TRUE(device_->Write({++tag_, {segment, 0}, TestIdentity(1), memory.ToWrite()}));
   while (device_->status().store.queued_ops == 0) {  // the thread has it
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
@@ -136,10 +134,10 @@ TEST_P(SsdDeviceTest, CommandsAreBounded) {
   Open();
   const uint32_t segment = NewSegment();
   uint32_t accepted = 0;
-  std::vector<std::unique_ptr<BlockMemory>> memory;
+  std::vector<std::unique_ptr<SsdBlockBuffer>> memory;
   for (uint32_t i = 0; i < 10; ++i) {
-    memory.push_back(std::make_unique<BlockMemory>(kShape));
-    accepted += device_->Read({++tag_, {segment, i}, TestIdentity(i), memory.back()->shards()});
+    memory.push_back(std::make_unique<SsdBlockBuffer>(kShape.shard_bytes));
+    accepted += device_->Read({++tag_, {segment, i}, TestIdentity(i), memory.back()->ToRead()});
   }
   EXPECT_EQ(accepted, 4u);  // nobody took a result
   for (uint32_t i = 1; i <= 4; ++i) {
@@ -161,12 +159,11 @@ TEST_P(SsdDeviceTest, MemoryMayBeAddedAndRemoved) {
   Open();
   const uint32_t segment = NewSegment();
   WriteBlocks(segment, 1);
-  SsdShape one_page{{1u << 20}, 1};
-  BlockMemory memory(one_page);
-  ASSERT_TRUE(device_->AddMemory(++tag_, memory.shards()[0]));
+  SsdBlockBuffer memory({1u << 20});
+  ASSERT_TRUE(device_->AddMemory(++tag_, memory.ToRead()[0]));
   EXPECT_TRUE(Wait(tag_).status.ok());
   EXPECT_TRUE(ReadBlock(segment, 0, TestIdentity(0)).ok());
-  ASSERT_TRUE(device_->RemoveMemory(++tag_, memory.shards()[0].data()));
+  ASSERT_TRUE(device_->RemoveMemory(++tag_, memory.ToRead()[0].data()));
   EXPECT_TRUE(Wait(tag_).status.ok());
 }
 

@@ -6,8 +6,6 @@
 
 namespace flexkv {
 
-constexpr uint64_t kPage = 4096;
-
 SsdIdentity TestIdentity(uint64_t number, uint32_t epoch, uint8_t ns) {
   SsdIdentity identity;
   identity.ns.fill(ns);
@@ -16,37 +14,6 @@ SsdIdentity TestIdentity(uint64_t number, uint32_t epoch, uint8_t ns) {
   identity.hash = HashFromNumber(number * 1000 + epoch * 10 + ns);
   if (identity.depth > 0) identity.parent = HashFromNumber(number * 1000 + 999);
   return identity;
-}
-
-BlockMemory::BlockMemory(const SsdShape& shape) : shape_(shape) {
-  uint64_t bytes = 0;
-  for (const uint32_t shard : shape.shard_bytes) bytes += (shard + kPage - 1) / kPage * kPage;
-  memory_.resize(bytes + kPage);
-  std::byte* at = memory_.data() + (kPage - reinterpret_cast<uintptr_t>(memory_.data()) % kPage);
-  for (const uint32_t shard : shape.shard_bytes) {
-    const uint64_t padded = (shard + kPage - 1) / kPage * kPage;
-    shards_.emplace_back(at, padded);
-    at += padded;
-  }
-}
-
-void BlockMemory::Fill(const SsdIdentity& identity) {
-  for (uint32_t i = 0; i < shards_.size(); ++i) {
-    FillContent(identity.hash, i, shards_[i].first(shape_.shard_bytes[i]));
-  }
-}
-
-bool BlockMemory::Holds(const SsdIdentity& identity) const {
-  for (uint32_t i = 0; i < shards_.size(); ++i) {
-    if (!ContentMatches(identity.hash, i, shards_[i].first(shape_.shard_bytes[i]))) return false;
-  }
-  return true;
-}
-
-std::vector<std::span<std::byte>> BlockMemory::shards() { return shards_; }
-
-std::vector<std::span<const std::byte>> BlockMemory::const_shards() const {
-  return {shards_.begin(), shards_.end()};
 }
 
 SsdHarness::SsdHarness(const SimDiskOptions& disk_options) : disk_options_(disk_options) {
@@ -80,9 +47,9 @@ absl::Status SsdHarness::Kill(uint64_t seed) {
 
 uint64_t SsdHarness::Write(SsdPlace place, const SsdIdentity& identity) {
   const uint64_t tag = next_tag_++;
-  auto memory = std::make_unique<BlockMemory>(shape);
+  auto memory = std::make_unique<SsdBlockBuffer>(shape.shard_bytes);
   memory->Fill(identity);
-  if (!store_->SubmitWrite({tag, place, identity, memory->const_shards()})) {
+  if (!store_->SubmitWrite({tag, place, identity, memory->ToWrite()})) {
     results_[tag] = absl::ResourceExhaustedError("full");
   }
   ops_[tag] = {identity, std::move(memory)};
@@ -91,8 +58,8 @@ uint64_t SsdHarness::Write(SsdPlace place, const SsdIdentity& identity) {
 
 uint64_t SsdHarness::Read(SsdPlace place, const SsdIdentity& identity) {
   const uint64_t tag = next_tag_++;
-  auto memory = std::make_unique<BlockMemory>(shape);
-  if (!store_->SubmitRead({tag, place, identity, memory->shards()})) {
+  auto memory = std::make_unique<SsdBlockBuffer>(shape.shard_bytes);
+  if (!store_->SubmitRead({tag, place, identity, memory->ToRead()})) {
     results_[tag] = absl::ResourceExhaustedError("full");
   }
   ops_[tag] = {identity, std::move(memory)};
@@ -127,7 +94,7 @@ void SsdHarness::PollOnce(TimeNs timeout_ns) {
     auto op = ops_.find(result.tag);
     if (op == ops_.end()) continue;
     if (result.kind == SsdOpKind::kRead && result.status.ok() &&
-        !op->second.memory->Holds(op->second.identity)) {
+        !op->second.memory->Matches(op->second.identity)) {
       results_[result.tag] = absl::InternalError("wrong bytes");
     }
     ops_.erase(op);

@@ -1,4 +1,4 @@
-// An SsdStore on a simulated disk, and blocks whose bytes follow from their identity.
+// An SsdStore on a simulated disk.
 #pragma once
 
 #include <cstddef>
@@ -10,26 +10,12 @@
 
 #include "absl/status/status.h"
 #include "flexkv/storage/ssd/ssd_store.h"
+#include "tests/storage/ssd_block_buffer.h"
 #include "tests/support/sim_disk.h"
 
 namespace flexkv {
 
 SsdIdentity TestIdentity(uint64_t number, uint32_t epoch = 0, uint8_t ns = 1);
-
-// Pages for one block.
-class BlockMemory {
- public:
-  explicit BlockMemory(const SsdShape& shape);
-  void Fill(const SsdIdentity& identity);
-  bool Holds(const SsdIdentity& identity) const;
-  std::vector<std::span<std::byte>> shards();
-  std::vector<std::span<const std::byte>> const_shards() const;
-
- private:
-  SsdShape shape_;
-  std::vector<std::byte> memory_;
-  std::vector<std::span<std::byte>> shards_;
-};
 
 class SsdHarness {
  public:
@@ -68,7 +54,7 @@ class SsdHarness {
  private:
   struct Op {
     SsdIdentity identity;
-    std::unique_ptr<BlockMemory> memory;
+    std::unique_ptr<SsdBlockBuffer> memory;
   };
   absl::Status Wait(uint64_t tag);
 

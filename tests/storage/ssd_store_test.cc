@@ -57,10 +57,10 @@ class SsdStoreTest : public testing::Test, protected SsdHarness {
   std::string Data() const { return absl::StrCat("segment-0000000", segment_, ".data"); }
   uint32_t GenerationOf(uint32_t slot) {
     const auto page = disk().ReadRaw(Data(), slot * shape.record_bytes(), 4096);
-    BlockMemory aligned({{4096}, 1});
-    std::copy(page.begin(), page.end(), aligned.shards()[0].begin());
+    SsdBlockBuffer aligned({4096});
+    std::copy(page.begin(), page.end(), aligned.ToRead()[0].begin());
     ssd::SlotHeader header;
-    return ssd::ParseSlotHeader(aligned.shards()[0].data(), &header) ? header.generation : 0;
+    return ssd::ParseSlotHeader(aligned.ToRead()[0].data(), &header) ? header.generation : 0;
   }
   uint64_t FreeBytesOf(uint64_t capacity) {
     disk().set_capacity(capacity);
@@ -188,14 +188,14 @@ TEST_F(SsdStoreTest, RefusesMalformedOps) {
   EXPECT_EQ(FreeNow({99, 0}).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(FreeNow(At(16)).code(), StatusCode::kInvalidArgument);
   EXPECT_TRUE(FreeNow(At(9)).ok()) << "it is free";
-  BlockMemory memory(shape);
+  SsdBlockBuffer memory(shape.shard_bytes);
   std::vector<SsdResult> results;
   const auto submit = [&](std::vector<std::span<const std::byte>> shards) {
     EXPECT_TRUE(store().SubmitWrite({1, At(5), TestIdentity(5), std::move(shards)}));
     store().Poll(0, &results);
     return results.back().status.code();
   };
-  auto shards = memory.const_shards();
+  auto shards = memory.ToWrite();
   EXPECT_EQ(submit({shards[0]}), StatusCode::kInvalidArgument);
   EXPECT_EQ(submit({shards[0], shards[1].first(512)}), StatusCode::kInvalidArgument);
   EXPECT_EQ(submit({shards[0], {shards[0].data() + 512, 4096}}), StatusCode::kInvalidArgument);
@@ -517,10 +517,10 @@ TEST_F(SsdStoreTest, ForeignAndOtherVersionsAreRefused) {
   Close();
   std::vector<std::byte> other = disk().ReadRaw("superblock.b", 0, 4096);
   other[16] = std::byte{2};
-  BlockMemory aligned({{4096}, 1});
-  std::copy(other.begin(), other.end(), aligned.shards()[0].begin());
-  ssd::ResealPage(aligned.shards()[0].data());
-  disk().WriteRaw("superblock.b", 0, aligned.shards()[0]);
+  SsdBlockBuffer aligned({4096});
+  std::copy(other.begin(), other.end(), aligned.ToRead()[0].begin());
+  ssd::ResealPage(aligned.ToRead()[0].data());
+  disk().WriteRaw("superblock.b", 0, aligned.ToRead()[0]);
   EXPECT_EQ(Open().code(), StatusCode::kFailedPrecondition);
 }
 

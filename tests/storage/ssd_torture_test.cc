@@ -27,6 +27,7 @@
 #include "flexkv/base/unique_fd.h"
 #include "gtest/gtest.h"
 #include "tests/storage/ssd_crash_workload.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_seed.h"
 
 namespace flexkv {
@@ -34,16 +35,8 @@ namespace {
 
 constexpr int kEventFd = 3;  // of the child
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define FLEXKV_SANITIZED 1
-#endif
-#endif
-#if defined(FLEXKV_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kSlower = 8;  // a child takes that much longer to begin
-#else
-constexpr uint64_t kSlower = 1;
-#endif
+// A child takes that much longer to begin.
+constexpr uint64_t kSlower = kSanitized ? 8 : 1;
 
 struct TortureOptions {
   uint64_t kills = 20;

@@ -5,14 +5,13 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/base/units.h"
 
 namespace flexkv {
 namespace {
 
 constexpr TimeNs kPollCost = kNsPerUs;
 constexpr uint64_t kSectorsPerPage = SimDisk::kPage / SimDisk::kSector;
-
-uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 

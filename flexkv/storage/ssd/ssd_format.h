@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "flexkv/base/units.h"
 #include "flexkv/storage/ssd/ssd_store.h"
 
 namespace flexkv::ssd {
@@ -36,9 +37,7 @@ inline constexpr uint32_t kMaxGroupPages = 32;
 
 using StoreId = std::array<uint8_t, 16>;
 
-inline uint64_t RoundUpToPage(uint64_t bytes) {
-  return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-}
+inline uint64_t RoundUpToPage(uint64_t bytes) { return RoundUp(bytes, kPageBytes); }
 // False: a number of shards, slots or bytes out of range.
 bool ShapeIsValid(const SsdShape& shape);
 

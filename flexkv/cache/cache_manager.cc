@@ -167,8 +167,11 @@ void CacheManager::Impl::CollectGarbage() {
 
 // --- public --------------------------------------------------------------------------------------
 
-CacheManager::CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers)
-    : impl_(std::make_unique<Impl>(options, segments, transfers)) {}
+CacheManager::CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers,
+                           std::vector<SsdPort*> ssd)
+    : impl_(std::make_unique<Impl>(options, segments, transfers)) {
+  (void)ssd;
+}
 
 CacheManager::~CacheManager() = default;
 
@@ -230,15 +233,17 @@ void CacheManager::EndRequest(EngineHandle engine, RequestKey request) {
     impl_->EndRequest(found, request);
 }
 
-absl::Status CacheManager::Reset(EngineHandle engine, TimeNs now) {
+absl::Status CacheManager::Reset(EngineHandle engine, uint64_t tag, TimeNs now) {
   impl_->Advance(now);
   Engine* found = impl_->FindEngine(engine);
   if (found == nullptr) return UnknownEngine();
   impl_->ResetNamespace(found->ns);
+  impl_->events.push_back(
+      ManagerEvent{.kind = ManagerEvent::Kind::kResetDone, .engine = engine, .key = tag});
   return absl::OkStatus();
 }
 
-uint32_t CacheManager::ResetByLabel(const std::string& label, TimeNs now) {
+uint32_t CacheManager::ResetByLabel(const std::string& label, uint64_t tag, TimeNs now) {
   impl_->Advance(now);
   uint32_t count = 0;
   for (const auto& ns : impl_->namespaces) {
@@ -246,6 +251,8 @@ uint32_t CacheManager::ResetByLabel(const std::string& label, TimeNs now) {
     impl_->ResetNamespace(ns.get());
     ++count;
   }
+  impl_->events.push_back(
+      ManagerEvent{.kind = ManagerEvent::Kind::kResetDone, .engine = 0, .key = tag});
   return count;
 }
 

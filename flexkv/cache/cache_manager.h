@@ -27,9 +27,28 @@
 #include "flexkv/base/ids.h"
 #include "flexkv/index/eviction_policy.h"
 #include "flexkv/storage/segment_store.h"
+#include "flexkv/storage/ssd/ssd_port.h"
 #include "flexkv/transfer/transfer_engine.h"
 
 namespace flexkv {
+
+// Which blocks are written to the SSD tier.
+enum class SsdAdmission : uint8_t {
+  kAlways,       // every block that was put
+  kSecondTouch,  // those that a later lookup found in memory: spares the device what is used once
+};
+
+struct SsdTierOptions {
+  uint64_t cache_bytes = 0;  // of all devices together, for planning; each store has its own quota
+  uint64_t num_blocks = 0;   // when not 0: the budget in blocks, of all size classes together
+  uint64_t segment_bytes = 1ull << 30;  // of one segment, at most
+  uint64_t write_bytes_per_s = 0;       // write-back is held to this rate; 0 = unlimited
+  SsdAdmission admission = SsdAdmission::kAlways;
+  uint64_t max_inflight_write_bytes = 64ull << 20;  // written back at one time
+  uint64_t load_part_bytes =
+      8ull << 20;  // a load from SSD goes on to the device in parts like this
+  TimeNs read_timeout_ns = 20 * kNsPerSecond;  // a load that waits longer for SSD or room fails
+};
 
 struct CacheManagerOptions {
   uint64_t cpu_cache_bytes = 1ull << 30;  // byte budget of all segments together
@@ -49,6 +68,7 @@ struct CacheManagerOptions {
   uint32_t max_engines = 1024;
   TimeNs empty_group_keep_ns =
       10 * kNsPerSecond;  // an empty group beyond the first is given back after that time
+  SsdTierOptions ssd;     // of no effect without devices
   // Makes the eviction policy of a new size class.
   std::unique_ptr<EvictionPolicy> (*make_policy)() = &MakeLruPolicy;
 };
@@ -74,9 +94,12 @@ struct PutAnswer {
 // What the owner of the manager passes on to an engine's clients.
 struct ManagerEvent {
   enum class Kind : uint8_t {
-    kOpDone,    // to the scheduler: op ended on all ranks; ok/failed in blocks
-    kRefuseOp,  // to every rank's agent (a refused daemon half) and nobody else: the op will not
-                // run
+    kOpDone,     // to the scheduler: op ended on all ranks; ok/failed in blocks
+    kRefuseOp,   // to every rank's agent (a refused daemon half) and nobody else: the op will not
+                 // run
+    kResetDone,  // to whoever asked for the reset: `key` is its tag, `engine` 0 for ResetByLabel;
+                 // `status` kFailed: memory is clear, a device would not note it (its old blocks
+                 // may come back after a restart)
   };
   Kind kind = Kind::kOpDone;
   EngineHandle engine = 0;
@@ -99,6 +122,11 @@ struct CacheCounters {
   uint64_t gets = 0, prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0,
            taken_tokens = 0, loaded_tokens = 0, failed_tokens = 0;
   uint64_t load_bytes = 0, store_bytes = 0;
+  // SSD tier, in blocks: read for loads or ahead of them and failed reads; written back, failed,
+  // and not tried (no room, not worth it, gone before their turn); evicted.
+  uint64_t ssd_load_blocks = 0, ssd_read_failed_blocks = 0;
+  uint64_t ssd_written_blocks = 0, ssd_write_failed_blocks = 0, ssd_skipped_blocks = 0;
+  uint64_t ssd_evicted_blocks = 0;
 };
 
 struct NamespaceStatus {
@@ -111,11 +139,24 @@ struct NamespaceStatus {
   CacheCounters counters;
 };
 
+struct SsdTierStatus {
+  uint32_t devices = 0;                        // 0: no SSD tier
+  uint32_t segments = 0, closed_segments = 0;  // closed: retired by a failed write, being emptied
+  uint64_t slots = 0, used_slots = 0;          // used: written, being written or not free again yet
+  uint64_t blocks = 0;                         // in the index
+  uint64_t copies_in_memory = 0;               // of those, in the CPU tier too
+  uint64_t writes_waiting = 0, writes_in_flight = 0, reads_waiting = 0, reads_in_flight = 0,
+           frees_in_flight = 0;
+  uint64_t recovered_blocks = 0, orphaned_blocks = 0;  // at start; orphans had no parent left
+  bool out_of_space = false;                           // a segment could not be made a moment ago
+};
+
 struct ManagerStatus {
   uint64_t budget_bytes = 0, segment_bytes_in_use = 0;
   uint64_t slots = 0, used_slots = 0, cached_blocks = 0, ready_blocks = 0, pinned_blocks = 0;
   uint64_t index_bytes = 0;
   uint32_t engines = 0, size_classes = 0, leases = 0, ops_in_flight = 0, requests = 0;
+  SsdTierStatus ssd;
   CacheCounters counters;
   std::vector<NamespaceStatus> namespaces;
 };
@@ -124,8 +165,10 @@ class CacheManager {
  public:
   using Options = CacheManagerOptions;
 
-  // `segments` and `transfers` outlive the manager.
-  CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers);
+  // `segments`, `transfers` and the SSD devices (none: no SSD tier) outlive the manager. Takes what
+  // the devices recovered.
+  CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers,
+               std::vector<SsdPort*> ssd = {});
   ~CacheManager();
 
   // --- engines ----------------------------------------------------------------------------------
@@ -167,10 +210,11 @@ class CacheManager {
   // Forgets the request's chain and lease. Ops in flight go on.
   void EndRequest(EngineHandle engine, RequestKey request);
   // Next epoch of the engine's namespace for all its engines: nothing put before is ever matched
-  // again, puts in flight never become ready. Visible on return.
-  absl::Status Reset(EngineHandle engine, TimeNs now);
-  // The same by label ("" = all namespaces); returns how many namespaces were reset.
-  uint32_t ResetByLabel(const std::string& label, TimeNs now);
+  // again, puts in flight never become ready. Visible on return; a kResetDone event with `tag`
+  // follows, with an SSD tier once its devices have noted it durably.
+  absl::Status Reset(EngineHandle engine, uint64_t tag, TimeNs now);
+  // The same by label ("" = all namespaces); returns how many namespaces were reset. One event.
+  uint32_t ResetByLabel(const std::string& label, uint64_t tag, TimeNs now);
 
   struct GetRecord {
     uint32_t prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0, taken_tokens = 0,

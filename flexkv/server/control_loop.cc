@@ -343,7 +343,7 @@ bool ControlLoop::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
 
 uint32_t ControlLoop::Clear(const std::string& label) {
   dirty_ = true;
-  return manager_.ResetByLabel(label, now_);
+  return manager_.ResetByLabel(label, 1, now_);
 }
 
 DaemonSnapshot ControlLoop::TakeSnapshot() {

@@ -157,6 +157,14 @@ void EngineConnection::OnEvent(const ManagerEvent& event, TimeNs now) {
     RefuseAtWorkers(event.key, event.route);
     return;
   }
+  if (event.kind == ManagerEvent::Kind::kResetDone) {
+    shm::Message reply = shm::MakeMessage(shm::MessageType::kResetReply);
+    reply.request = event.key;
+    reply.status = static_cast<uint32_t>(event.status == OpStatus::kOk ? shm::WireStatus::kOk
+                                                                       : shm::WireStatus::kFailed);
+    ToScheduler(reply);
+    return;
+  }
   shm::Message message = shm::MakeMessage(shm::MessageType::kOpEnded);
   message.op = event.key;
   message.status = static_cast<uint32_t>(event.status);

@@ -149,7 +149,8 @@ absl::Status HandleReset(const Request& r) {
   if (!r.payload.empty()) return Violation("a reset has a payload");
   Message reply = ReplyTo(r.message, MessageType::kResetReply);
   const absl::Status status = r.engine == 0 ? absl::UnavailableError("the engine is not complete")
-                                            : r.manager->Reset(r.engine, r.now);
+                                            : r.manager->Reset(r.engine, r.message.request, r.now);
+  if (status.ok()) return absl::OkStatus();  // answered by its kResetDone
   reply.status = static_cast<uint32_t>(ToWire(status));
   r.sink->ToScheduler(reply);
   return absl::OkStatus();

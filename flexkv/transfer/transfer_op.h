@@ -12,7 +12,7 @@ namespace flexkv {
 using OpId = uint64_t;     // unique within one TransferEngine, never 0
 using GraphId = uint64_t;  // unique within one TransferEngine, never 0
 
-// Which executor runs an op. Issue by issue routes are added (CPU <-> SSD, CPU <-> remote).
+// Which executor runs an op.
 enum class Route : uint8_t { kDeviceToCpu = 0, kCpuToDevice = 1, kNumRoutes = 2 };
 
 // One block's shard in the arena.
@@ -29,6 +29,11 @@ struct TransferOp {
   EngineHandle engine = 0;
   uint32_t rank = 0;
   OpKey key = 0;  // meets the engine half of the same key in the rank's agent
+  // A load may come in parts, as its blocks reach the arena: ops of one key with parts 0, 1, 2, ...
+  // in the order of submission, each with its own result. All but the last say that more follow;
+  // the last may be empty. Stores have one part.
+  uint32_t part = 0;
+  bool more = false;
   std::vector<ArenaPlace> blocks;
   std::vector<uint32_t>
       after;  // indexes of ops in the same graph that must end first, successfully

@@ -313,7 +313,7 @@ TEST_F(CacheManagerTest, SlotsUnderACopyAreNotHandedOut) {
   StartBlocks(8);
   const EngineHandle engine = Attach("a");
   Put(engine, 1, 10, Chain(1, 8));
-  ASSERT_TRUE(manager_->Reset(engine, now_).ok());
+  ASSERT_TRUE(manager_->Reset(engine, 1, now_).ok());
   EXPECT_EQ(PutDone(engine, 2, 1).refused, 1u);
   executor_.End(10);
   manager_->Tick(now_);
@@ -415,7 +415,7 @@ TEST_F(CacheManagerTest, IdleMemoryGoesBack) {
   Start(options);
   const EngineHandle engine = Attach("a");
   PutDone(engine, 1, 1000);
-  ASSERT_TRUE(manager_->Reset(engine, now_).ok());
+  ASSERT_TRUE(manager_->Reset(engine, 1, now_).ok());
   for (int i = 0; i < 300; ++i) manager_->Tick(now_ += 100 * kNsPerMs);
   EXPECT_EQ(manager_->status().segment_bytes_in_use, 8u << 20);  // one group stays for the next put
   manager_->DetachEngine(engine, now_);
@@ -503,7 +503,7 @@ TEST_F(CacheManagerTest, ResetHidesEverythingOfBefore) {
   Put(engine, 1, 10, Chain(2, 4));
   const LookupAnswer lease = Lookup(engine, 2, Chain(1, 4));
   ASSERT_TRUE(manager_->Load(engine, 2, 11, lease.lease, 0, 4, now_).ok());
-  ASSERT_TRUE(manager_->Reset(engine, now_).ok());
+  ASSERT_TRUE(manager_->Reset(engine, 1, now_).ok());
   Check();
   EXPECT_EQ(Hits(engine, 1, 4), 0u);
   EXPECT_EQ(Hits(other, 1, 4), 4u);
@@ -512,8 +512,8 @@ TEST_F(CacheManagerTest, ResetHidesEverythingOfBefore) {
   manager_->Tick(now_);
   EXPECT_EQ(Hits(engine, 2, 4), 0u);
   EXPECT_EQ(manager_->status().used_slots, 4u);
-  EXPECT_EQ(manager_->ResetByLabel("nobody", now_), 0u);
-  EXPECT_EQ(manager_->ResetByLabel("", now_), 2u);
+  EXPECT_EQ(manager_->ResetByLabel("nobody", 1, now_), 0u);
+  EXPECT_EQ(manager_->ResetByLabel("", 1, now_), 2u);
   EXPECT_EQ(manager_->status().used_slots, 0u);
 }
 
@@ -597,7 +597,7 @@ TEST_F(CacheManagerTest, BadCallsGetAStatus) {
   manager_->ReleaseLease(99, 1, 1);
   manager_->EndRequest(engine, 99);
   manager_->DetachEngine(99, now_);
-  EXPECT_EQ(manager_->Reset(99, now_).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(manager_->Reset(99, 1, now_).code(), absl::StatusCode::kInvalidArgument);
   executor_.End(5);
   executor_.done.push_back(executor_.done[0]);  // a replayed completion
   executor_.done.push_back(OpResult{.id = 12345, .status = OpStatus::kPartial, .failed = {9}});

@@ -193,7 +193,7 @@ class ModelRun {
   }
 
   void Reset() {
-    ASSERT_TRUE(manager_.Reset(engines_[0], 1).ok());
+    ASSERT_TRUE(manager_.Reset(engines_[0], 1, 1).ok());
     blocks_.clear();
   }
 

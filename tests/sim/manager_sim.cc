@@ -238,7 +238,7 @@ void ManagerSim::Release() {
 void ManagerSim::Reset() {
   SimEngine* engine = AnyEngine();
   if (engine == nullptr) return;
-  Expect(manager_->Reset(engine->handle, now_).ok(), "reset failed");
+  Expect(manager_->Reset(engine->handle, 1, now_).ok(), "reset failed");
   ++epochs_[engine->content];
   for (SimEngine& other : engines_) {
     if (other.content != engine->content) continue;
@@ -356,6 +356,7 @@ void ManagerSim::TakeEvents() {
   std::vector<ManagerEvent> events;
   manager_->TakeEvents(&events);
   for (const ManagerEvent& event : events) {
+    if (event.kind == ManagerEvent::Kind::kResetDone) continue;
     auto engine = std::find_if(engines_.begin(), engines_.end(),
                                [&](const SimEngine& e) { return e.handle == event.engine; });
     if (engine == engines_.end()) return Fail("an event for an engine that is gone");
@@ -455,7 +456,7 @@ void ManagerSim::Finish() {
   Expect(status.used_slots == status.cached_blocks, "slots are left without blocks");
   Expect(status.ready_blocks == status.cached_blocks, "blocks are left pending");
   Expect(transfers_.queued_ops() == 0, "transfer ops are left");
-  manager_->ResetByLabel("", now_);
+  manager_->ResetByLabel("", 1, now_);
   for (const SimEngine& engine : engines_) manager_->DetachEngine(engine.handle, now_);
   for (int i = 0; i < 400; ++i) manager_->Tick(now_ += 100 * kNsPerMs);
   status = manager_->status();

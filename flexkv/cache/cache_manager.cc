@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "flexkv/cache/manager_state.h"
+#include "flexkv/cache/namespace_digest.h"
 
 namespace flexkv {
 namespace {
@@ -15,11 +16,14 @@ absl::Status UnknownEngine() { return absl::InvalidArgumentError("unknown engine
 
 }  // namespace
 
-CacheManager::Impl::Impl(Options o, SegmentStore* s, TransferEngine* t)
+CacheManager::Impl::Impl(Options o, SegmentStore* s, TransferEngine* t,
+                         std::vector<SsdPort*> ssd_ports)
     : options(o),
       segments(s),
       transfers(t),
-      budget_bytes(o.num_cpu_blocks > 0 ? 0 : o.cpu_cache_bytes) {}
+      budget_bytes(o.num_cpu_blocks > 0 ? 0 : o.cpu_cache_bytes) {
+  OpenSsd(std::move(ssd_ports));
+}
 
 void CacheManager::Impl::Count(Namespace* ns, uint64_t CacheCounters::*field, uint64_t amount) {
   total.*field += amount;
@@ -60,42 +64,56 @@ absl::Status CacheManager::Impl::CheckSpec(const EngineSpec& spec) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ClassState*> CacheManager::Impl::ClassFor(const EngineSpec& spec) {
+absl::StatusOr<ClassState*> CacheManager::Impl::ClassFor(const std::vector<uint64_t>& shard_bytes) {
   for (const auto& c : classes) {
-    if (c->store->shard_bytes() == spec.shard_bytes) return c.get();
+    if (c->store->shard_bytes() == shard_bytes) return c.get();
   }
+  const bool whole_pages = ssd.enabled();  // direct I/O into the arena
   if (budget_bytes == 0) {
     std::optional<uint64_t> bytes =
-        BudgetForBlocks(spec.shard_bytes, options.segment_bytes, options.num_cpu_blocks);
+        BudgetForBlocks(shard_bytes, options.segment_bytes, options.num_cpu_blocks, whole_pages);
     if (!bytes.has_value())
       return absl::InvalidArgumentError("num_cpu_blocks of this layout is no amount of memory");
     budget_bytes = *bytes;
   }
   std::optional<GroupGeometry> geometry =
-      PlanGeometry(spec.shard_bytes, options.segment_bytes, budget_bytes);
+      PlanGeometry(shard_bytes, options.segment_bytes, budget_bytes, whole_pages);
   if (!geometry.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat("one block is larger than the cache of ", budget_bytes, " bytes"));
   }
   auto made = std::make_unique<ClassState>();
-  made->store = std::make_unique<SizeClass>(spec.shard_bytes, *std::move(geometry),
+  std::optional<SsdSlots::Options> ssd_slots = PlanSsd(shard_bytes, &made->ssd);
+  made->store = std::make_unique<SizeClass>(shard_bytes, *std::move(geometry), ssd_slots,
                                             options.make_policy(), segments);
   classes.push_back(std::move(made));
   return classes.back().get();
 }
 
 Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* size_class) {
+  NamespaceDigest digest{};
+  if (ssd.enabled())
+    digest = DigestOfNamespace(spec.namespace_key, spec.tokens_per_block, spec.shard_bytes);
   for (const auto& ns : namespaces) {
-    if (ns->size_class == size_class && ns->tokens_per_block == spec.tokens_per_block &&
-        ns->key == spec.namespace_key) {
+    if (!ns->nameless && ns->size_class == size_class &&
+        ns->tokens_per_block == spec.tokens_per_block && ns->key == spec.namespace_key) {
       return ns.get();
     }
+    if (!ns->nameless || ns->digest != digest) continue;
+    ns->nameless = false;
+    ns->key = spec.namespace_key;
+    ns->label = spec.namespace_label;
+    ns->tokens_per_block = spec.tokens_per_block;
+    return ns.get();
   }
   auto made = std::make_unique<Namespace>();
   made->key = spec.namespace_key;
   made->label = spec.namespace_label;
   made->tokens_per_block = spec.tokens_per_block;
   made->size_class = size_class;
+  made->digest = digest;
+  if (auto epoch = ssd.epochs.find(digest); epoch != ssd.epochs.end())
+    made->ssd_epoch = epoch->second;
   SetEpoch(made.get(), next_namespace++);
   namespaces.push_back(std::move(made));
   return namespaces.back().get();
@@ -104,8 +122,9 @@ Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* 
 absl::StatusOr<EngineHandle> CacheManager::Impl::Attach(const EngineSpec& spec, TimeNs at) {
   Advance(at);
   if (absl::Status status = CheckSpec(spec); !status.ok()) return status;
-  absl::StatusOr<ClassState*> size_class = ClassFor(spec);
+  absl::StatusOr<ClassState*> size_class = ClassFor(spec.shard_bytes);
   if (!size_class.ok()) return size_class.status();
+  AdoptRecovered();  // where the budget was known only now
   auto engine = std::make_unique<Engine>();
   engine->handle = next_engine++;
   engine->world_size = static_cast<uint32_t>(spec.shard_bytes.size());
@@ -123,12 +142,18 @@ void CacheManager::Impl::Detach(EngineHandle handle) {
   if (engine == nullptr) return;
   EndAllRequests(engine);
   // In a fixed order: the same calls give the same run, whatever a hash table's order is.
-  std::vector<uint64_t> tags;
-  for (const auto& [key, tag] : engine->ops) tags.push_back(tag);
-  std::sort(tags.begin(), tags.end());
-  for (uint64_t tag : tags) {
-    Op* op = ops.at(tag).get();
+  std::vector<uint64_t> ids;
+  for (const auto& [key, id] : engine->ops) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  for (uint64_t id : ids) {
+    Op* op = ops.at(id).get();
     op->attached = false;
+    if (op->from_ssd != nullptr) {
+      FailPartsFrom(op, 0);
+      op->closed = true;
+      if (op->open_parts == 0) FinishOp(id);
+      continue;
+    }
     if (op->route != Route::kDeviceToCpu) continue;
     // Nobody shall wait for blocks that will never be ready.
     for (SlotId slot : op->slots) op->size_class->store->Erase(slot);
@@ -139,14 +164,43 @@ void CacheManager::Impl::Detach(EngineHandle handle) {
   engines.erase(handle);
 }
 
-void CacheManager::Impl::ResetNamespace(Namespace* ns) {
+void CacheManager::Impl::ResetNamespace(Namespace* ns, uint64_t reset) {
   for (auto& [handle, engine] : engines) {
     if (engine->ns == ns) EndLeases(engine.get());
+  }
+  // The slots that loads still mean to read from may soon hold other blocks. In a fixed order.
+  for (uint64_t id : ssd.waiting_loads) {
+    auto it = ops.find(id);
+    if (it != ops.end() && it->second->ns == ns) FailPartsFrom(it->second.get(), 0);
   }
   ns->size_class->store->DropNamespace(ns->id);
   SetEpoch(ns, next_namespace++);
   ++ns->epoch;
   Count(ns, &CacheCounters::resets, 1);
+  if (!ssd.written.contains(ns->digest)) return;
+  ssd.epochs[ns->digest] = ++ns->ssd_epoch;
+  for (uint32_t device = 0; device < ssd.devices.size(); ++device) {
+    ssd.raises.push_back({reset, device, ns->digest, ns->ssd_epoch});
+    ++ssd.resets.at(reset).unanswered;
+  }
+}
+
+uint64_t CacheManager::Impl::BeginReset(EngineHandle engine, uint64_t tag) {
+  const uint64_t reset = ssd.next_reset++;
+  ssd.resets.emplace(reset, PendingReset{.tag = tag, .engine = engine});
+  return reset;
+}
+
+void CacheManager::Impl::EndResetIfDone(uint64_t reset) {
+  auto it = ssd.resets.find(reset);
+  if (it->second.unanswered > 0) return;
+  const PendingReset done = it->second;
+  ssd.resets.erase(it);
+  if (done.engine != 0 && FindEngine(done.engine) == nullptr) return;
+  events.push_back(ManagerEvent{.kind = ManagerEvent::Kind::kResetDone,
+                                .engine = done.engine,
+                                .key = done.tag,
+                                .status = done.failed ? OpStatus::kFailed : OpStatus::kOk});
 }
 
 // Namespaces and classes that hold nothing and serve nobody.
@@ -160,8 +214,12 @@ void CacheManager::Impl::CollectGarbage() {
   });
   std::erase_if(classes, [&](const std::unique_ptr<ClassState>& c) {
     if (c->engines > 0 || c->store->slots().num_groups() > 0) return false;
-    return std::none_of(namespaces.begin(), namespaces.end(),
-                        [&](const auto& ns) { return ns->size_class == c.get(); });
+    if (c->store->ssd() != nullptr && c->store->ssd()->num_groups() > 0) return false;
+    const bool named =
+        std::any_of(ssd.commands.begin(), ssd.commands.end(),
+                    [&](const auto& entry) { return entry.second.size_class == c.get(); });
+    return !named && std::none_of(namespaces.begin(), namespaces.end(),
+                                  [&](const auto& ns) { return ns->size_class == c.get(); });
   });
 }
 
@@ -169,9 +227,7 @@ void CacheManager::Impl::CollectGarbage() {
 
 CacheManager::CacheManager(Options options, SegmentStore* segments, TransferEngine* transfers,
                            std::vector<SsdPort*> ssd)
-    : impl_(std::make_unique<Impl>(options, segments, transfers)) {
-  (void)ssd;
-}
+    : impl_(std::make_unique<Impl>(options, segments, transfers, std::move(ssd))) {}
 
 CacheManager::~CacheManager() = default;
 
@@ -237,22 +293,24 @@ absl::Status CacheManager::Reset(EngineHandle engine, uint64_t tag, TimeNs now) 
   impl_->Advance(now);
   Engine* found = impl_->FindEngine(engine);
   if (found == nullptr) return UnknownEngine();
-  impl_->ResetNamespace(found->ns);
-  impl_->events.push_back(
-      ManagerEvent{.kind = ManagerEvent::Kind::kResetDone, .engine = engine, .key = tag});
+  const uint64_t reset = impl_->BeginReset(engine, tag);
+  impl_->ResetNamespace(found->ns, reset);
+  impl_->SubmitRaises();
+  impl_->EndResetIfDone(reset);
   return absl::OkStatus();
 }
 
 uint32_t CacheManager::ResetByLabel(const std::string& label, uint64_t tag, TimeNs now) {
   impl_->Advance(now);
   uint32_t count = 0;
+  const uint64_t reset = impl_->BeginReset(0, tag);
   for (const auto& ns : impl_->namespaces) {
     if (!label.empty() && ns->label != label) continue;
-    impl_->ResetNamespace(ns.get());
+    impl_->ResetNamespace(ns.get(), reset);
     ++count;
   }
-  impl_->events.push_back(
-      ManagerEvent{.kind = ManagerEvent::Kind::kResetDone, .engine = 0, .key = tag});
+  impl_->SubmitRaises();
+  impl_->EndResetIfDone(reset);
   return count;
 }
 
@@ -272,6 +330,7 @@ void CacheManager::Tick(TimeNs now) {
   impl_->Advance(now);
   impl_->TakeCompletions();
   impl_->ExpireLeases();
+  if (impl_->ssd.enabled()) impl_->TickSsd();
   for (const auto& c : impl_->classes) impl_->EvictAhead(c.get());
   impl_->BalanceClasses();
   impl_->Housekeeping();

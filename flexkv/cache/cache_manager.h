@@ -35,7 +35,7 @@ namespace flexkv {
 // Which blocks are written to the SSD tier.
 enum class SsdAdmission : uint8_t {
   kAlways,       // every block that was put
-  kSecondTouch,  // those that a later lookup found in memory: spares the device what is used once
+  kSecondTouch,  // those that were loaded from memory: spares the device what is used once
 };
 
 struct SsdTierOptions {

@@ -4,6 +4,7 @@
 //   requests.cc        chains, lookups, leases
 //   ops.cc             loads and puts from launch to end
 //   room.cc            slots for puts, memory between size classes, ticks
+//   ssd_*.cc           the SSD tier (ssd_state.h)
 //   manager_status.cc  status and invariants
 #pragma once
 
@@ -18,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "flexkv/cache/cache_manager.h"
 #include "flexkv/cache/size_class.h"
+#include "flexkv/cache/ssd_state.h"
 
 namespace flexkv {
 
@@ -28,6 +30,7 @@ struct ClassState {
   uint32_t engines = 0;
   TimeNs waiting_until = 0;    // was short of room; others leave it a group until then
   TimeNs no_memory_until = 0;  // the SegmentStore had nothing; not asked again before
+  ClassSsd ssd;
 };
 
 struct Namespace {
@@ -39,6 +42,9 @@ struct Namespace {
   uint32_t ops = 0;  // in flight, of any epoch
   uint32_t tokens_per_block = 0;
   ClassState* size_class = nullptr;
+  NamespaceDigest digest{};  // with an SSD tier
+  uint32_t ssd_epoch = 1;    // what its blocks on disk carry
+  bool nameless = false;     // found on a device; its engine has not come yet, so no key is known
   CacheCounters counters;
 };
 
@@ -71,24 +77,36 @@ struct Engine {
   absl::flat_hash_map<OpKey, uint64_t> ops;  // in flight: key -> tag
 };
 
-// A load or put in flight: one graph with one transfer op per rank. Holds one reference on each
-// slot.
+// A load or put in flight. Holds one reference on each slot in `slots`.
 struct Op {
+  uint64_t id = 0;
   OpKey key = 0;
   EngineHandle engine = 0;
+  uint32_t world_size = 0;
   bool attached = true;  // false: the engine is gone, nothing of the op becomes ready
   Route route = Route::kDeviceToCpu;
   Namespace* ns = nullptr;
   NamespaceId ns_id = 0;  // the epoch it was launched in
   ClassState* size_class = nullptr;
-  uint32_t ranks_left = 0;
   TimeNs launched = 0;
-  std::vector<SlotId> slots;
+  uint32_t first_engine_index = 0;  // of position 0
+  std::vector<SlotId> slots;        // CPU slots; kNoSlot: not in memory yet, or done with
   std::vector<bool> failed;
-  SlotId pinned;           // loads: keeps the prefix until all ranks are done
-  NamespaceId pin_ns = 0;  // loads: for Unpin
-  RequestKey request = 0;  // loads: whose lease ends with the op
+  uint32_t sent_parts = 0;
+  uint32_t open_parts = 0;  // sent and not ended
+  bool closed = false;      // no more parts follow
+  SlotId pinned;            // loads: keeps the prefix until all ranks are done
+  NamespaceId pin_ns = 0;   // loads: for Unpin
+  RequestKey request = 0;   // loads: whose lease ends with the op
   LeaseId lease = 0;
+  std::unique_ptr<SsdLoad> from_ssd;  // loads of which not all is in memory
+};
+
+// Part of an op under way: one graph with one transfer op per rank.
+struct LaunchedPart {
+  uint64_t op = 0;
+  uint32_t begin = 0, end = 0;  // positions
+  uint32_t ranks_left = 0;
 };
 
 struct CacheManager::Impl {
@@ -100,16 +118,23 @@ struct CacheManager::Impl {
   static constexpr size_t kSpareRequests = 256;
   static constexpr size_t kSpareChainBlocks = 4096;
 
-  Impl(Options o, SegmentStore* s, TransferEngine* t);
+  static constexpr uint32_t kSsdCommandsPerTick = 256;
+  static constexpr uint32_t kSsdBlocksForOne = 64;
+  static constexpr uint32_t kSsdLoadPartsAhead = 4;  // of one load, being read
+  static constexpr TimeNs kPrefetchDelayNs = 2 * kNsPerMs;
+
+  Impl(Options o, SegmentStore* s, TransferEngine* t, std::vector<SsdPort*> ssd_ports);
 
   // --- cache_manager.cc
   Engine* FindEngine(EngineHandle handle);
   absl::Status CheckSpec(const EngineSpec& spec);
-  absl::StatusOr<ClassState*> ClassFor(const EngineSpec& spec);
+  absl::StatusOr<ClassState*> ClassFor(const std::vector<uint64_t>& shard_bytes);
   Namespace* NamespaceFor(const EngineSpec& spec, ClassState* size_class);
   absl::StatusOr<EngineHandle> Attach(const EngineSpec& spec, TimeNs at);
   void Detach(EngineHandle handle);
-  void ResetNamespace(Namespace* ns);
+  void ResetNamespace(Namespace* ns, uint64_t reset);
+  uint64_t BeginReset(EngineHandle engine, uint64_t tag);
+  void EndResetIfDone(uint64_t reset);
   void Advance(TimeNs at) { now = at > now ? at : now; }
   void Count(Namespace* ns, uint64_t CacheCounters::*field, uint64_t amount);
   Namespace* NamespaceById(NamespaceId id);
@@ -136,7 +161,11 @@ struct CacheManager::Impl {
   // --- ops.cc
   absl::Status CheckNewOp(Engine* engine, OpKey key);
   void Refuse(Engine* engine, OpKey key, Route route);
-  absl::Status Launch(Engine* engine, std::unique_ptr<Op> op, uint32_t first_engine_index);
+  void Prepare(Engine* engine, Op* op);
+  absl::Status Launch(Engine* engine, std::unique_ptr<Op> op);
+  void ReleaseSlots(Op* op, uint32_t begin, uint32_t end);
+  absl::Status SubmitPart(Op* op, uint32_t begin, uint32_t end, bool more);
+  Op* Register(Engine* engine, std::unique_ptr<Op> op);
   absl::Status CheckLoad(Engine* engine, RequestKey request, LeaseId lease, uint32_t first,
                          uint32_t count);
   absl::Status Load(Engine* engine, RequestKey request, OpKey key, uint32_t first, uint32_t count);
@@ -149,7 +178,8 @@ struct CacheManager::Impl {
   uint32_t LaunchPut(Engine* engine, OpKey key, std::span<const BlockHash> chain, uint32_t first,
                      const PutPlan& plan);
   void TakeCompletions();
-  void FinishOp(uint64_t tag);
+  void EndPart(uint64_t tag);
+  void FinishOp(uint64_t id);
   uint32_t FinishPut(Op* op);
   uint32_t FinishLoad(Op* op);
 
@@ -165,9 +195,69 @@ struct CacheManager::Impl {
   void BalanceClasses();
   void Housekeeping();
 
+  bool AllocateForRead(ClassState* size_class, bool ahead, SlotId* slot);
+
+  // --- ssd_devices.cc
+  void OpenSsd(std::vector<SsdPort*> ports);
+  std::optional<SsdSlots::Options> PlanSsd(std::span<const uint64_t> shard_bytes, ClassSsd* ssd);
+  SsdIdentity IdentityOf(const ClassState& size_class, const Namespace& ns, SlotId handle) const;
+  std::vector<ArenaShard> ShardsOf(const ClassState& size_class, SlotId cpu) const;
+  void TickSsd();
+  void TakeSsdResults();
+  void EndCommand(const SsdCommand& command, const SsdPortResult& result);
+  void EndCreate(const SsdCommand& command, const SsdPortResult& result);
+  void EndFree(const SsdCommand& command, const absl::Status& status);
+  void EndDrop(const SsdCommand& command, const absl::Status& status);
+  void EndRaise(const SsdCommand& command, const absl::Status& status);
+  void SubmitRaises();
+  void SubmitFrees(ClassState* size_class);
+  std::vector<bool> WritableDevices() const;
+  uint64_t SsdBytes() const;
+  uint64_t SsdBytesOf(const ClassState& size_class) const;
+  uint64_t SsdSlotsOfAll() const;
+  bool MayGrowSsd(ClassState* size_class) const;
+  bool GrowSsd(ClassState* size_class);
+  void EvictAheadOnSsd(ClassState* size_class);
+  void BalanceSsd();
+  void DrainSsd(ClassState* size_class);
+  void StartDrainSsd(ClassState* size_class, bool closed_only);
+  void EraseDamaged(ClassState* size_class);
+
+  // --- ssd_writes.cc
+  void QueueWrite(ClassState* size_class, SlotId cpu);
+  void StartWrites();
+  bool StartNextWrite(ClassState* size_class, const std::vector<bool>& usable);
+  bool SubmitWrite(ClassState* size_class, SlotId cpu, Namespace* ns, SlotId ssd);
+  void EndWrite(const SsdCommand& command, const absl::Status& status);
+  bool MoveOrFree(ClassState* size_class, SlotId cpu, SlotId ssd);
+  void MoveWritten(ClassState* size_class);
+  void RefillWriteTokens();
+
+  // --- ssd_reads.cc
+  bool NeedsSsd(const ClassState& size_class, const std::vector<SlotId>& handles) const;
+  void NoteLoaded(ClassState* size_class, const std::vector<SlotId>& handles);
+  void LoadFromSsd(Engine* engine, std::unique_ptr<Op> op);
+  void AdvanceLoads();
+  void AdvanceLoad(Op* op, bool* no_room);
+  bool StartPartReads(Op* op, SsdLoadPart* part);
+  void FailPartsFrom(Op* op, size_t first);
+  void SendParts(Op* op);
+  void CloseLoad(Op* op);
+  BlockRead* StartRead(ClassState* size_class, SlotId handle, bool ahead);
+  void EndRead(const SsdCommand& command, const absl::Status& status);
+  void Prefetch();
+
+  // --- ssd_recovery.cc
+  void AdoptRecovered();
+  void AdoptSegment(uint32_t device, const SsdSegmentInfo& segment);
+  void AdoptBlocks();
+
   // --- manager_status.cc
   ManagerStatus Status() const;
   absl::Status CheckInvariants() const;
+  SsdTierStatus StatusOfSsd() const;
+  std::vector<uint32_t> TransferRefs(const ClassState& size_class) const;
+  absl::Status CheckSsd(const ClassState& size_class) const;
   absl::Status CheckRequests() const;
   absl::Status CheckPins() const;
   absl::Status CheckOps() const;
@@ -183,7 +273,8 @@ struct CacheManager::Impl {
   std::vector<std::unique_ptr<Namespace>> namespaces;
   absl::flat_hash_map<NamespaceId, Namespace*> namespace_by_id;  // present epochs
   absl::flat_hash_map<EngineHandle, std::unique_ptr<Engine>> engines;
-  absl::flat_hash_map<uint64_t, std::unique_ptr<Op>> ops;  // by graph tag
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Op>> ops;  // by id
+  absl::flat_hash_map<uint64_t, LaunchedPart> parts;       // by graph tag
   std::vector<std::unique_ptr<Request>> spare_requests;    // so that a lookup allocates nothing
   Request* oldest_lease = nullptr;
   Request* newest_lease = nullptr;
@@ -193,7 +284,9 @@ struct CacheManager::Impl {
   EngineHandle next_engine = 1;
   NamespaceId next_namespace = 1;
   LeaseId next_lease = 1;
+  uint64_t next_op = 1;
   uint64_t next_tag = 1;
+  SsdTier ssd;
   CacheCounters total;
   std::vector<ManagerEvent> events;
 };

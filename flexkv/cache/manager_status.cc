@@ -26,6 +26,7 @@ ManagerStatus CacheManager::Impl::Status() const {
   status.ops_in_flight = static_cast<uint32_t>(ops.size());
   status.requests = requests;
   status.counters = total;
+  status.ssd = StatusOfSsd();
   for (const auto& ns : namespaces) {
     status.namespaces.push_back(NamespaceStatus{.label = ns->label,
                                                 .id = ns->id,
@@ -35,6 +36,32 @@ ManagerStatus CacheManager::Impl::Status() const {
                                                 .block_bytes = ns->size_class->store->block_bytes(),
                                                 .counters = ns->counters});
   }
+  return status;
+}
+
+SsdTierStatus CacheManager::Impl::StatusOfSsd() const {
+  SsdTierStatus status;
+  status.devices = static_cast<uint32_t>(ssd.devices.size());
+  for (const auto& c : classes) {
+    const SsdSlots* slots = c->store->ssd();
+    if (slots == nullptr) continue;
+    status.segments += slots->num_groups();
+    status.closed_segments += slots->closed_groups();
+    status.slots += slots->capacity();
+    status.used_slots += slots->used();
+    status.blocks += c->store->resident(Tier::kSsd);
+    status.copies_in_memory += c->store->num_copies();
+    status.writes_waiting += c->ssd.write_queue.size();
+  }
+  for (const auto& [tag, command] : ssd.commands)
+    status.writes_in_flight += command.kind == SsdCommandKind::kWrite;
+  status.reads_waiting = ssd.waiting_loads.size();
+  status.reads_in_flight = ssd.reads_in_flight;
+  status.frees_in_flight = ssd.frees_in_flight;
+  status.recovered_blocks = ssd.recovered_blocks;
+  status.orphaned_blocks = ssd.orphaned_blocks;
+  status.out_of_space = std::any_of(ssd.devices.begin(), ssd.devices.end(),
+                                    [&](const auto& device) { return now < device.space.until; });
   return status;
 }
 
@@ -82,7 +109,7 @@ absl::Status CacheManager::Impl::CheckPins() const {
       for (const auto& [key, request] : engine->requests)
         expected += request->lease.id != 0 ? 1 : 0;
     }
-    for (const auto& [tag, op] : ops) {
+    for (const auto& [id, op] : ops) {
       const bool pins = op->route == Route::kCpuToDevice && op->ns->id == op->pin_ns;
       expected += pins && op->size_class == c.get() ? 1 : 0;
     }
@@ -96,15 +123,21 @@ absl::Status CacheManager::Impl::CheckPins() const {
 
 absl::Status CacheManager::Impl::CheckOps() const {
   size_t attached = 0;
-  for (const auto& [tag, op] : ops) {
-    if (op->ranks_left == 0) return absl::InternalError("an ended op is still kept");
+  absl::flat_hash_map<uint64_t, uint32_t> open_parts;
+  for (const auto& [tag, part] : parts) {
+    if (part.ranks_left == 0) return absl::InternalError("an ended part is still kept");
+    ++open_parts[part.op];
+  }
+  for (const auto& [id, op] : ops) {
+    if (op->open_parts != open_parts[id]) return absl::InternalError("parts do not add up");
+    if (op->closed && op->open_parts == 0) return absl::InternalError("an ended op is still kept");
     attached += op->attached ? 1 : 0;
   }
   size_t known = 0;
   for (const auto& [handle, engine] : engines) {
     known += engine->ops.size();
-    for (const auto& [key, tag] : engine->ops) {
-      auto it = ops.find(tag);
+    for (const auto& [key, id] : engine->ops) {
+      auto it = ops.find(id);
       if (it == ops.end() || it->second->key != key)
         return absl::InternalError("an engine's op is gone");
     }
@@ -118,18 +151,48 @@ absl::Status CacheManager::Impl::CheckOps() const {
   return absl::OkStatus();
 }
 
+// References on CPU slots beside residency, by slot index.
+std::vector<uint32_t> CacheManager::Impl::TransferRefs(const ClassState& size_class) const {
+  std::vector<uint32_t> refs;
+  const auto add = [&](SlotId slot) {
+    if (!slot.valid()) return;
+    if (refs.size() <= slot.index()) refs.resize(slot.index() + 1u);
+    ++refs[slot.index()];
+  };
+  for (const auto& [id, op] : ops) {
+    if (op->size_class != &size_class) continue;
+    for (SlotId slot : op->slots) add(slot);
+  }
+  for (const auto& [tag, command] : ssd.commands) {
+    if (command.size_class == &size_class) add(command.cpu);
+  }
+  for (const PendingMove& move : size_class.ssd.moves) add(move.cpu);
+  return refs;
+}
+
+// Every used SSD slot holds a block of the tree, or somebody knows what will become of it.
+absl::Status CacheManager::Impl::CheckSsd(const ClassState& size_class) const {
+  const SsdSlots* slots = size_class.store->ssd();
+  if (slots == nullptr) return absl::OkStatus();
+  uint64_t known = size_class.store->resident(Tier::kSsd) + size_class.ssd.to_free.size() +
+                   size_class.ssd.moves.size() + size_class.store->left();
+  for (const auto& [tag, command] : ssd.commands) {
+    const bool holds =
+        command.kind == SsdCommandKind::kWrite || command.kind == SsdCommandKind::kFree;
+    known += holds && command.size_class == &size_class ? 1 : 0;
+  }
+  if (known != slots->used())
+    return absl::InternalError(
+        absl::StrCat("SSD slots: ", slots->used(), " used, ", known, " known"));
+  return absl::OkStatus();
+}
+
 absl::Status CacheManager::Impl::CheckInvariants() const {
   uint64_t bytes = 0;
   for (const auto& c : classes) {
-    std::vector<uint32_t> op_refs;
-    for (const auto& [tag, op] : ops) {
-      if (op->size_class != c.get()) continue;
-      for (SlotId slot : op->slots) {
-        if (op_refs.size() <= slot.index()) op_refs.resize(slot.index() + 1);
-        ++op_refs[slot.index()];
-      }
-    }
-    if (absl::Status status = c->store->CheckInvariants(op_refs); !status.ok()) return status;
+    if (absl::Status status = c->store->CheckInvariants(TransferRefs(*c)); !status.ok())
+      return status;
+    if (absl::Status status = CheckSsd(*c); !status.ok()) return status;
     bytes += c->store->bytes_held();
   }
   if (bytes > budget_bytes) return absl::InternalError("over the budget");

@@ -1,9 +1,10 @@
 // Loads and puts from launch to end.
 //
-// One op is one graph with a transfer op per rank. It holds one reference on each of its slots
-// until every rank has reported, so bytes under a copy are never handed out again, whatever happens
-// to the index meanwhile: a slot that the tree no longer holds when the op ends (reset, erased
-// parent, detached engine) is simply freed.
+// An op goes to the ranks in one part, or, a load of blocks that come from an SSD, in several: one
+// part is one graph with a transfer op per rank. The op holds one reference on each of its slots
+// until every rank has reported the part, so bytes under a copy are never handed out again,
+// whatever happens to the index meanwhile: a slot that the tree no longer holds when the op ends
+// (reset, erased parent, detached engine) is simply freed.
 #include <algorithm>
 #include <utility>
 
@@ -35,37 +36,63 @@ void CacheManager::Impl::Refuse(Engine* engine, OpKey key, Route route) {
                                 .status = OpStatus::kFailed});
 }
 
-// Takes the op's references and submits its graph. On failure nothing is changed.
-absl::Status CacheManager::Impl::Launch(Engine* engine, std::unique_ptr<Op> op,
-                                        uint32_t first_engine_index) {
-  SizeClass& store = *engine->size_class->store;
+// Submits positions [begin, end) to all ranks; none of them is missing. On failure nothing is
+// changed.
+absl::Status CacheManager::Impl::SubmitPart(Op* op, uint32_t begin, uint32_t end, bool more) {
+  const SizeClass& store = *op->size_class->store;
   TransferGraph graph;
   graph.tag = next_tag;
-  graph.ops.resize(engine->world_size);
-  for (uint32_t rank = 0; rank < engine->world_size; ++rank) {
-    TransferOp& part = graph.ops[rank];
-    part.route = op->route;
-    part.engine = engine->handle;
-    part.rank = rank;
-    part.key = op->key;
-    part.blocks.reserve(op->slots.size());
-    for (uint32_t i = 0; i < op->slots.size(); ++i) {
-      part.blocks.push_back(store.PlaceOf(op->slots[i], rank, first_engine_index + i));
+  graph.ops.resize(op->world_size);
+  for (uint32_t rank = 0; rank < op->world_size; ++rank) {
+    TransferOp& copy = graph.ops[rank];
+    copy.route = op->route;
+    copy.engine = op->engine;
+    copy.rank = rank;
+    copy.key = op->key;
+    copy.part = op->sent_parts;
+    copy.more = more;
+    copy.blocks.reserve(end - begin);
+    for (uint32_t i = begin; i < end; ++i) {
+      copy.blocks.push_back(store.PlaceOf(op->slots[i], rank, op->first_engine_index + i));
     }
   }
   absl::StatusOr<GraphId> submitted = transfers->SubmitTransferGraph(std::move(graph));
   if (!submitted.ok()) return submitted.status();
-  for (SlotId slot : op->slots) store.slots().Ref(slot);
+  parts.emplace(next_tag++, LaunchedPart{op->id, begin, end, op->world_size});
+  ++op->sent_parts;
+  ++op->open_parts;
+  op->closed = !more;
+  return absl::OkStatus();
+}
+
+// Fills in what follows from the engine.
+void CacheManager::Impl::Prepare(Engine* engine, Op* op) {
+  op->id = next_op++;
   op->engine = engine->handle;
+  op->world_size = engine->world_size;
   op->ns = engine->ns;
   op->ns_id = engine->ns->id;
   op->size_class = engine->size_class;
-  op->ranks_left = engine->world_size;
   op->launched = now;
   op->failed.assign(op->slots.size(), false);
+}
+
+Op* CacheManager::Impl::Register(Engine* engine, std::unique_ptr<Op> op) {
+  Op* raw = op.get();
   ++engine->ns->ops;
-  engine->ops.emplace(op->key, next_tag);
-  ops.emplace(next_tag++, std::move(op));
+  engine->ops.emplace(raw->key, raw->id);
+  ops.emplace(raw->id, std::move(op));
+  return raw;
+}
+
+// Sends an op whose blocks are all in memory, and takes its references. On failure nothing is
+// changed.
+absl::Status CacheManager::Impl::Launch(Engine* engine, std::unique_ptr<Op> op) {
+  Prepare(engine, op.get());
+  const auto blocks = static_cast<uint32_t>(op->slots.size());
+  if (absl::Status status = SubmitPart(op.get(), 0, blocks, false); !status.ok()) return status;
+  for (SlotId slot : op->slots) engine->size_class->store->slots().Ref(slot);
+  Register(engine, std::move(op));
   return absl::OkStatus();
 }
 
@@ -103,16 +130,23 @@ absl::Status CacheManager::Impl::Load(Engine* engine, RequestKey request_key, Op
   op->pinned = last;
   tree.PathSlots(last, count, &op->slots);
   op->pin_ns = tree.Pin(last);
+  if (ssd.enabled()) NoteLoaded(engine->size_class, op->slots);
   const NamespaceId pin_ns = op->pin_ns;
-  if (absl::Status status = Launch(engine, std::move(op), 0); !status.ok()) {
-    tree.Unpin(pin_ns, last);
-    return status;
+  if (NeedsSsd(*engine->size_class, op->slots)) {
+    LoadFromSsd(engine, std::move(op));
+  } else {
+    for (SlotId& slot : op->slots) slot = engine->size_class->store->InMemory(slot);
+    if (absl::Status status = Launch(engine, std::move(op)); !status.ok()) {
+      tree.Unpin(pin_ns, last);
+      return status;
+    }
   }
   TrimLease(request, last, end);
   ++request->lease.loads;
   Unlist(request);
   Count(engine->ns, &CacheCounters::loads, 1);
   Count(engine->ns, &CacheCounters::load_blocks, count);
+  AdvanceLoads();
   return absl::OkStatus();
 }
 
@@ -164,7 +198,8 @@ uint32_t CacheManager::Impl::LaunchPut(Engine* engine, OpKey key, std::span<cons
     for (SlotId slot : slots) store.slots().Unref(slot);
     return 0;
   }
-  if (!Launch(engine, std::move(op), plan.start - first).ok()) {
+  op->first_engine_index = plan.start - first;
+  if (!Launch(engine, std::move(op)).ok()) {
     store.Erase(slots.front());  // the rest hangs below it
     return 0;
   }
@@ -201,13 +236,30 @@ absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey req
 void CacheManager::Impl::TakeCompletions() {
   TransferEngine::Completed completed = transfers->GetCompletedGraphsAndOps(0);
   for (const CompletedOp& done : completed.ops) {
-    auto it = ops.find(done.tag);
-    if (it == ops.end() || it->second->ranks_left == 0) continue;
-    Op* op = it->second.get();
+    auto it = parts.find(done.tag);
+    if (it == parts.end() || it->second.ranks_left == 0) continue;
+    LaunchedPart& part = it->second;
+    Op* op = ops.at(part.op).get();
     for (uint32_t position : done.result.failed) {
-      if (position < op->failed.size()) op->failed[position] = true;
+      if (position < part.end - part.begin) op->failed[part.begin + position] = true;
     }
-    if (--op->ranks_left == 0) FinishOp(done.tag);
+    if (--part.ranks_left == 0) EndPart(done.tag);
+  }
+}
+
+// Slots of a part that ended are done with: later parts may need the room.
+void CacheManager::Impl::EndPart(uint64_t tag) {
+  const LaunchedPart part = parts.extract(tag).mapped();
+  Op* op = ops.at(part.op).get();
+  --op->open_parts;
+  if (op->from_ssd != nullptr) ReleaseSlots(op, part.begin, part.end);
+  if (op->closed && op->open_parts == 0) FinishOp(op->id);
+}
+
+void CacheManager::Impl::ReleaseSlots(Op* op, uint32_t begin, uint32_t end) {
+  for (uint32_t i = begin; i < end; ++i) {
+    if (op->slots[i].valid()) op->size_class->store->slots().Unref(op->slots[i]);
+    op->slots[i] = kNoSlot;
   }
 }
 
@@ -221,6 +273,9 @@ uint32_t CacheManager::Impl::FinishPut(Op* op) {
   }
   for (size_t i = 0; i < op->slots.size(); ++i) {
     if (op->attached && !op->failed[i] && store.tree().Commit(op->slots[i])) ++ok;
+  }
+  if (ssd.enabled() && options.ssd.admission == SsdAdmission::kAlways) {
+    for (SlotId slot : op->slots) QueueWrite(op->size_class, slot);
   }
   Count(op->ns, &CacheCounters::put_blocks_ready, ok);
   Count(op->ns, &CacheCounters::put_blocks_failed, op->slots.size() - ok);
@@ -242,12 +297,10 @@ uint32_t CacheManager::Impl::FinishLoad(Op* op) {
   return ok;
 }
 
-void CacheManager::Impl::FinishOp(uint64_t tag) {
-  auto it = ops.find(tag);
-  const std::unique_ptr<Op> op = std::move(it->second);
-  ops.erase(it);
+void CacheManager::Impl::FinishOp(uint64_t id) {
+  const std::unique_ptr<Op> op = std::move(ops.extract(id).mapped());
   const uint32_t ok = op->route == Route::kDeviceToCpu ? FinishPut(op.get()) : FinishLoad(op.get());
-  for (SlotId slot : op->slots) op->size_class->store->slots().Unref(slot);
+  ReleaseSlots(op.get(), 0, static_cast<uint32_t>(op->slots.size()));
   --op->ns->ops;
   if (!op->attached) return;
   Engine* engine = FindEngine(op->engine);

@@ -12,12 +12,12 @@ namespace {
 constexpr uint64_t kMaxBytes = 1ull << 56;  // keeps every sum below far away from overflow
 
 // Sum of the strides; nullopt when a size is zero or absurd.
-std::optional<uint64_t> Strides(std::span<const uint64_t> shard_bytes,
+std::optional<uint64_t> Strides(std::span<const uint64_t> shard_bytes, bool whole_pages,
                                 std::vector<uint64_t>* strides) {
   uint64_t sum = 0;
   for (uint64_t bytes : shard_bytes) {
     if (bytes == 0 || bytes > kMaxBytes / 1024) return std::nullopt;
-    strides->push_back(ShardStride(bytes));
+    strides->push_back(ShardStride(bytes, whole_pages));
     sum += strides->back();
     if (sum > kMaxBytes) return std::nullopt;
   }
@@ -75,15 +75,16 @@ bool BelowShare(const ClassShare& c, uint64_t fair_share) {
 
 }  // namespace
 
-uint64_t ShardStride(uint64_t shard_bytes) {
-  return RoundUp(shard_bytes, shard_bytes >= 4096 ? 4096 : 64);
+uint64_t ShardStride(uint64_t shard_bytes, bool whole_pages) {
+  return RoundUp(shard_bytes, whole_pages || shard_bytes >= 4096 ? 4096 : 64);
 }
 
 std::optional<GroupGeometry> PlanGeometry(std::span<const uint64_t> shard_bytes,
-                                          uint64_t segment_bytes, uint64_t budget_bytes) {
+                                          uint64_t segment_bytes, uint64_t budget_bytes,
+                                          bool whole_pages) {
   GroupGeometry geometry;
   budget_bytes = std::min(budget_bytes, kMaxBytes);
-  const std::optional<uint64_t> block = Strides(shard_bytes, &geometry.strides);
+  const std::optional<uint64_t> block = Strides(shard_bytes, whole_pages, &geometry.strides);
   if (!block.has_value() || *block > budget_bytes) return std::nullopt;
   const uint64_t target = std::max(GroupTarget(segment_bytes, budget_bytes), *block);
   uint64_t slots = AlignedSlots(geometry.strides, target);
@@ -102,15 +103,17 @@ std::optional<GroupGeometry> PlanGeometry(std::span<const uint64_t> shard_bytes,
 }
 
 std::optional<uint64_t> BudgetForBlocks(std::span<const uint64_t> shard_bytes,
-                                        uint64_t segment_bytes, uint64_t num_blocks) {
+                                        uint64_t segment_bytes, uint64_t num_blocks,
+                                        bool whole_pages) {
   std::vector<uint64_t> strides;
-  const std::optional<uint64_t> block = Strides(shard_bytes, &strides);
+  const std::optional<uint64_t> block = Strides(shard_bytes, whole_pages, &strides);
   if (!block.has_value() || num_blocks == 0 || num_blocks > kMaxBytes / 2 / *block)
     return std::nullopt;
   uint64_t budget = num_blocks * *block;
   // Cutting loses a little at the end of each segment: grow until all blocks fit.
   for (int round = 0; round < 64; ++round) {
-    const std::optional<GroupGeometry> cut = PlanGeometry(shard_bytes, segment_bytes, budget);
+    const std::optional<GroupGeometry> cut =
+        PlanGeometry(shard_bytes, segment_bytes, budget, whole_pages);
     if (!cut.has_value()) return std::nullopt;
     if (uint64_t{cut->max_groups} * cut->slots_per_group >= num_blocks) return budget;
     const uint64_t groups = (num_blocks + cut->slots_per_group - 1) / cut->slots_per_group;

@@ -23,8 +23,9 @@ struct GroupGeometry {
   friend bool operator==(const GroupGeometry&, const GroupGeometry&) = default;
 };
 
-// Shards of 4 KiB or more start on a page, smaller ones on a cache line.
-uint64_t ShardStride(uint64_t shard_bytes);
+// Shards of 4 KiB or more start on a page, smaller ones on a cache line; with `whole_pages` all on
+// a page, as direct I/O wants it.
+uint64_t ShardStride(uint64_t shard_bytes, bool whole_pages = false);
 
 // Cuts `budget_bytes` into groups of about `segment_bytes`, but at least kMinGroups of them where a
 // slot allows it, so that memory can move between size classes piece by piece. nullopt: not even
@@ -32,11 +33,13 @@ uint64_t ShardStride(uint64_t shard_bytes);
 // costs only its slots' bytes.
 inline constexpr uint32_t kMinGroups = 8;
 std::optional<GroupGeometry> PlanGeometry(std::span<const uint64_t> shard_bytes,
-                                          uint64_t segment_bytes, uint64_t budget_bytes);
+                                          uint64_t segment_bytes, uint64_t budget_bytes,
+                                          bool whole_pages = false);
 
 // The budget in bytes that holds `num_blocks` blocks of this layout; nullopt on overflow.
 std::optional<uint64_t> BudgetForBlocks(std::span<const uint64_t> shard_bytes,
-                                        uint64_t segment_bytes, uint64_t num_blocks);
+                                        uint64_t segment_bytes, uint64_t num_blocks,
+                                        bool whole_pages = false);
 
 // --- put and load --------------------------------------------------------------------------------
 

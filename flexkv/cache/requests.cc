@@ -104,6 +104,8 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   lease.deadline = now + options.lease_timeout_ns;
   ++leases;
   Enlist(request);
+  if (ssd.enabled() && engine->size_class->store->resident(Tier::kSsd) > 0)
+    ssd.hints.push_back({engine->handle, key, lease.id, now + kPrefetchDelayNs});
   return LookupAnswer{.matched_blocks = match.num_blocks, .lease = lease.id};
 }
 

@@ -55,10 +55,34 @@ bool CacheManager::Impl::Grow(ClassState* size_class) {
 }
 
 bool CacheManager::Impl::Evict(ClassState* size_class) {
+  SizeClass& store = *size_class->store;
+  // With every block on its way to an SSD, one that is there is the cheaper loss.
+  const bool keep_copies = options.ssd.admission == SsdAdmission::kSecondTouch;
   NamespaceId owner = 0;
-  if (!size_class->store->EvictOne(&owner)) return false;
-  Count(NamespaceById(owner), &CacheCounters::evicted_blocks, 1);
-  return true;
+  bool evicted = store.EvictOne(keep_copies, &owner);
+  // Blocks that are only in memory may all have descendants on an SSD: those go first then.
+  for (uint32_t i = 0; !evicted && i < kSsdBlocksForOne && store.resident(Tier::kCpu) > 0; ++i) {
+    if (!store.EvictFromSsd(&owner)) break;
+    Count(NamespaceById(owner), &CacheCounters::ssd_evicted_blocks, 1);
+    evicted = store.EvictOne(keep_copies, &owner);
+  }
+  if (evicted && owner != 0) Count(NamespaceById(owner), &CacheCounters::evicted_blocks, 1);
+  return evicted;
+}
+
+// A CPU slot for a block that comes from an SSD. `ahead`: nothing but copies may give way.
+bool CacheManager::Impl::AllocateForRead(ClassState* size_class, bool ahead, SlotId* slot) {
+  constexpr int kTries = 8;  // what gives way may be under a copy still
+  SizeClass& store = *size_class->store;
+  for (int i = 0; i < kTries; ++i) {
+    if (std::optional<SlotId> free = store.slots().Allocate(); free.has_value()) {
+      *slot = *free;
+      return true;
+    }
+    if (Grow(size_class)) continue;
+    if (!(ahead ? store.DropOneCopy() : Evict(size_class))) return false;
+  }
+  return false;
 }
 
 // Moves a group nearer to `needy`, if it has a right to one. True when it may grow now.

@@ -8,7 +8,8 @@
 namespace flexkv {
 
 SizeClass::SizeClass(std::vector<uint64_t> shard_bytes, GroupGeometry geometry,
-                     std::unique_ptr<EvictionPolicy> policy, SegmentStore* segments)
+                     std::optional<SsdSlots::Options> ssd, std::unique_ptr<EvictionPolicy> policy,
+                     SegmentStore* segments)
     : shard_bytes_(std::move(shard_bytes)),
       geometry_(std::move(geometry)),
       segments_(segments),
@@ -17,6 +18,12 @@ SizeClass::SizeClass(std::vector<uint64_t> shard_bytes, GroupGeometry geometry,
               .tier = Tier::kCpu}) {
   RadixTree::Options options;
   options.max_slots = geometry_.slots_per_group * geometry_.max_groups;
+  if (ssd.has_value()) {
+    ssd_ = std::make_unique<SsdSlots>(*ssd);
+    // The bound of each tier's indexes, and of all blocks together.
+    options.max_slots = static_cast<uint32_t>(
+        std::min<uint64_t>(uint64_t{options.max_slots} + ssd_->index_bound(), SlotId::kMaxIndex));
+  }
   options.policy = std::move(policy);
   tree_ = std::make_unique<RadixTree>(std::move(options));
   for (uint64_t bytes : shard_bytes_) block_bytes_ += bytes;
@@ -47,8 +54,6 @@ absl::Status SizeClass::AddGroup() {
   }
   if (groups_.size() <= *position) groups_.resize(*position + 1);
   groups_[*position] = std::move(group);
-  const size_t slots_needed = groups_.size() * geometry_.slots_per_group;
-  if (owner_.size() < slots_needed) owner_.resize(slots_needed);
   ++version_;
   return absl::OkStatus();
 }
@@ -91,10 +96,14 @@ void SizeClass::ContinueDrain(Drain* drain, uint32_t budget) {
     const SlotId slot = SlotId::Make(Tier::kCpu, base + drain->cursor);
     drain->cursor = (drain->cursor + 1) % geometry_.slots_per_group;
     drain->held_up |= drain->cursor == 0;
+    if (copies_.Contains(slot.index())) {
+      DropCopy(copies_.HandleOf(slot.index()));
+      continue;
+    }
     if (!tree_->Contains(slot) || tree_->SubtreeInUse(slot)) continue;
     freed_.clear();
     tree_->Erase(slot, &freed_);
-    for (SlotId gone : freed_) drained_.push_back(owner_[gone.index()]);
+    for (SlotId gone : freed_) drained_.push_back(OwnerAt(gone));
     Forget(freed_);
   }
 }
@@ -155,17 +164,32 @@ absl::Status SizeClass::Insert(NamespaceId ns, std::span<const BlockHash> chain,
                                std::span<const SlotId> slots) {
   if (absl::Status status = tree_->InsertPending(ns, chain, first, slots); !status.ok())
     return status;
-  for (SlotId slot : slots) owner_[slot.index()] = ns;
+  for (SlotId slot : slots) {
+    SetOwner(slot, ns);
+    ++resident_[static_cast<size_t>(slot.tier())];
+  }
   blocks_of_[ns] += slots.size();
   return absl::OkStatus();
 }
 
-// The blocks in `freed` left the tree: residency's references drop.
+void SizeClass::SetOwner(SlotId handle, NamespaceId ns) {
+  std::vector<NamespaceId>& owners = owner_[static_cast<size_t>(handle.tier())];
+  if (owners.size() <= handle.index()) owners.resize(handle.index() + 1u);
+  owners[handle.index()] = ns;
+}
+
+// The blocks in `freed` left the tree: residency's references drop, and copies with them.
 void SizeClass::Forget(std::span<const SlotId> freed) {
   for (SlotId slot : freed) {
-    auto count = blocks_of_.find(owner_[slot.index()]);
+    auto count = blocks_of_.find(OwnerAt(slot));
     if (count != blocks_of_.end()) --count->second;
-    slots_.Unref(slot);
+    --resident_[static_cast<size_t>(slot.tier())];
+    if (slot.tier() == Tier::kCpu) {
+      slots_.Unref(slot);
+      continue;
+    }
+    if (InMemory(slot).valid()) DropCopy(slot);
+    left_.push_back(slot);
   }
 }
 
@@ -176,12 +200,91 @@ uint32_t SizeClass::Erase(SlotId slot) {
   return static_cast<uint32_t>(freed_.size());
 }
 
-bool SizeClass::EvictOne(NamespaceId* ns) {
+bool SizeClass::EvictOne(bool keep_copies, NamespaceId* ns) {
+  *ns = 0;
+  if (copies_.size() > 0) {
+    const std::optional<uint64_t> leaf =
+        keep_copies ? tree_->LowestScore(Tier::kCpu) : std::nullopt;
+    const bool leaf_is_older = leaf.has_value() && *leaf < copies_.ScoreOf(copies_.first());
+    if (!leaf_is_older && DropOneCopy()) return true;
+  }
   const SlotId slot = tree_->EvictOne(Tier::kCpu);
   if (!slot.valid()) return false;
-  *ns = owner_[slot.index()];
+  *ns = OwnerAt(slot);
   Forget(std::span(&slot, 1));
   return true;
+}
+
+// A copy whose block was looked up since it was put into the list has another turn; so has one that
+// a transfer uses: dropping it would free no memory.
+bool SizeClass::DropOneCopy() {
+  constexpr int kTurns = 16;
+  for (int turn = 0; turn < kTurns && copies_.size() > 0; ++turn) {
+    const uint32_t cpu = copies_.first();
+    const SlotId handle = copies_.HandleOf(cpu);
+    const uint64_t score = tree_->ScoreOf(handle);
+    const bool in_use = slots_.RefCount(SlotId::Make(Tier::kCpu, cpu)) > 1;
+    if (!in_use && (score <= copies_.ScoreOf(cpu) || turn + 1 == kTurns)) {
+      DropCopy(handle);
+      return true;
+    }
+    copies_.MoveToEnd(cpu, score);
+  }
+  return false;
+}
+
+bool SizeClass::EvictFromSsd(NamespaceId* ns) {
+  const SlotId slot = tree_->EvictOne(Tier::kSsd);
+  if (!slot.valid()) return false;
+  *ns = OwnerAt(slot);
+  Forget(std::span(&slot, 1));
+  return true;
+}
+
+// --- the SSD tier --------------------------------------------------------------------------------
+
+void SizeClass::MoveToSsd(SlotId cpu, SlotId ssd) {
+  const NamespaceId ns = OwnerAt(cpu);
+  tree_->Rename(cpu, ssd);
+  SetOwner(ssd, ns);
+  --resident_[static_cast<size_t>(Tier::kCpu)];
+  ++resident_[static_cast<size_t>(Tier::kSsd)];
+  AddCopy(ssd, cpu);
+}
+
+SlotId SizeClass::InMemory(SlotId handle) const {
+  if (handle.tier() == Tier::kCpu) return handle;
+  const uint32_t cpu = handle.index() < copy_of_.size() ? copy_of_[handle.index()] : kNoCopy;
+  return cpu == kNoCopy ? kNoSlot : SlotId::Make(Tier::kCpu, cpu);
+}
+
+void SizeClass::AddCopy(SlotId ssd, SlotId cpu) {
+  if (copy_of_.size() <= ssd.index()) copy_of_.resize(ssd.index() + 1u, kNoCopy);
+  copy_of_[ssd.index()] = cpu.index();
+  copies_.Add(cpu.index(), ssd, tree_->ScoreOf(ssd));
+}
+
+void SizeClass::TouchCopy(SlotId ssd) {
+  copies_.MoveToEnd(copy_of_[ssd.index()], tree_->ScoreOf(ssd));
+}
+
+void SizeClass::DropCopy(SlotId ssd) {
+  const uint32_t cpu = std::exchange(copy_of_[ssd.index()], kNoCopy);
+  copies_.Remove(cpu);
+  slots_.Unref(SlotId::Make(Tier::kCpu, cpu));
+}
+
+std::vector<SlotId> SizeClass::TakeLeft() { return std::exchange(left_, {}); }
+
+uint32_t SizeClass::DrainSsdGroup(uint32_t group, uint32_t budget, uint32_t* cursor) {
+  const uint32_t slots = ssd_->GroupSlots(group);
+  uint32_t gone = 0;
+  for (uint32_t looked = 0; looked < std::min(budget, slots); ++looked) {
+    const SlotId slot = ssd_->SlotAt(group, *cursor);
+    *cursor = (*cursor + 1) % slots;
+    if (tree_->Contains(slot) && !tree_->SubtreeInUse(slot)) gone += Erase(slot);
+  }
+  return gone;
 }
 
 void SizeClass::AddNamespace(NamespaceId ns) {
@@ -206,29 +309,25 @@ std::vector<NamespaceId> SizeClass::TakeDrained() { return std::exchange(drained
 absl::Status SizeClass::CheckInvariants(const std::vector<uint32_t>& op_refs) const {
   if (absl::Status status = tree_->CheckInvariants(); !status.ok()) return status;
   if (absl::Status status = slots_.CheckInvariants(); !status.ok()) return status;
-  uint64_t resident = 0;
-  uint64_t used = 0;
-  absl::flat_hash_map<NamespaceId, uint64_t> blocks_of;
-  for (uint32_t i = 0; i < owner_.size(); ++i) {
-    const SlotId slot = SlotId::Make(Tier::kCpu, i);
-    const bool in_tree = tree_->Contains(slot);
-    const uint32_t expected = (in_tree ? 1 : 0) + (i < op_refs.size() ? op_refs[i] : 0);
-    if (expected > 0 && !slots_.HasGroup(i / geometry_.slots_per_group)) {
-      return absl::InternalError(absl::StrCat("slot ", i, " is used but its group is gone"));
-    }
-    const uint32_t count =
-        slots_.HasGroup(i / geometry_.slots_per_group) ? slots_.RefCount(slot) : 0;
-    if (count != expected) {
-      return absl::InternalError(
-          absl::StrCat("slot ", i, " has ", count, " references, expected ", expected));
-    }
-    resident += in_tree ? 1 : 0;
-    used += expected > 0 ? 1 : 0;
-    if (in_tree) ++blocks_of[owner_[i]];
+  if (absl::Status status = CheckCpuSlots(op_refs); !status.ok()) return status;
+  if (ssd_ != nullptr) {
+    if (absl::Status status = ssd_->CheckInvariants(); !status.ok()) return status;
   }
-  if (resident != tree_->stats().blocks)
+  if (absl::Status status = CheckCopies(); !status.ok()) return status;
+  std::array<uint64_t, 2> resident{};
+  absl::flat_hash_map<NamespaceId, uint64_t> blocks_of;
+  for (size_t tier = 0; tier < owner_.size(); ++tier) {
+    for (uint32_t i = 0; i < owner_[tier].size(); ++i) {
+      const SlotId slot = SlotId::Make(static_cast<Tier>(tier), i);
+      if (!tree_->Contains(slot)) continue;
+      if (slot.tier() == Tier::kSsd && !ssd_->IsUsed(slot))
+        return absl::InternalError("the tree holds a free SSD slot");
+      ++resident[tier];
+      ++blocks_of[owner_[tier][i]];
+    }
+  }
+  if (resident != resident_ || resident[0] + resident[1] != tree_->stats().blocks)
     return absl::InternalError("tree holds blocks outside the slot table");
-  if (used != slots_.used()) return absl::InternalError("used slots do not add up");
   for (const auto& [ns, count] : blocks_of_) {
     if (blocks_of[ns] != count)
       return absl::InternalError(absl::StrCat("namespace ", ns, " lost count"));
@@ -238,6 +337,46 @@ absl::Status SizeClass::CheckInvariants(const std::vector<uint32_t>& op_refs) co
       return absl::InternalError(absl::StrCat("group ", i, ": segments and slots disagree"));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status SizeClass::CheckCpuSlots(const std::vector<uint32_t>& op_refs) const {
+  uint64_t used = 0;
+  const auto slots = static_cast<uint32_t>(groups_.size() * geometry_.slots_per_group);
+  for (uint32_t i = 0; i < slots; ++i) {
+    const SlotId slot = SlotId::Make(Tier::kCpu, i);
+    const bool in_tree = tree_->Contains(slot);
+    const bool is_copy = copies_.Contains(i);
+    if (in_tree && is_copy) return absl::InternalError("a CPU slot is handle and copy");
+    const uint32_t expected = (in_tree || is_copy ? 1 : 0) + (i < op_refs.size() ? op_refs[i] : 0);
+    const bool present = slots_.HasGroup(i / geometry_.slots_per_group);
+    if (expected > 0 && !present)
+      return absl::InternalError(absl::StrCat("slot ", i, " is used but its group is gone"));
+    const uint32_t count = present ? slots_.RefCount(slot) : 0;
+    if (count != expected) {
+      return absl::InternalError(
+          absl::StrCat("slot ", i, " has ", count, " references, expected ", expected));
+    }
+    used += expected > 0 ? 1 : 0;
+  }
+  if (used != slots_.used()) return absl::InternalError("used slots do not add up");
+  return absl::OkStatus();
+}
+
+absl::Status SizeClass::CheckCopies() const {
+  uint64_t copies = 0;
+  for (uint32_t i = 0; i < copy_of_.size(); ++i) {
+    if (copy_of_[i] == kNoCopy) continue;
+    ++copies;
+    const SlotId handle = SlotId::Make(Tier::kSsd, i);
+    if (!tree_->Contains(handle)) return absl::InternalError("a copy of a block that is gone");
+    if (!copies_.Contains(copy_of_[i]) || copies_.HandleOf(copy_of_[i]) != handle)
+      return absl::InternalError("a copy is listed wrongly");
+  }
+  uint64_t listed = 0;
+  for (uint32_t cpu = copies_.first(); cpu != CopyList::kNone; cpu = copies_.after(cpu)) ++listed;
+  if (copies != copies_.size() || listed != copies)
+    return absl::InternalError("copies do not add up");
   return absl::OkStatus();
 }
 

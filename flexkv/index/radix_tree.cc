@@ -90,6 +90,32 @@ BlockHash RadixTree::HashOf(SlotId slot) const {
   return node.hashes()[Impl::OffsetOf(node, place)];
 }
 
+bool RadixTree::IsReady(SlotId slot) const {
+  const Place place = impl_->slots.Find(slot);
+  if (place.node == kNoNode) return false;
+  const Node& node = impl_->nodes[place.node];
+  return Impl::OffsetOf(node, place) < node.ready;
+}
+
+uint32_t RadixTree::DepthOf(SlotId slot) const {
+  const Place place = impl_->Held(slot);
+  const Node& node = impl_->nodes[place.node];
+  return node.depth + Impl::OffsetOf(node, place);
+}
+
+uint64_t RadixTree::ScoreOf(SlotId slot) const {
+  const Place place = impl_->Held(slot);
+  const Node& node = impl_->nodes[place.node];
+  const uint32_t offset = Impl::OffsetOf(node, place);
+  return impl_->policy->Score(node.words()[offset], node.depth + offset);
+}
+
+std::optional<uint64_t> RadixTree::LowestScore(Tier tier) const {
+  const EvictionHeap& order = impl_->evictable[static_cast<size_t>(tier)];
+  if (order.empty()) return std::nullopt;
+  return order.top_score();
+}
+
 void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slots) const {
   slots->resize(count);
   if (count == 0) return;

@@ -24,6 +24,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -114,7 +115,12 @@ class RadixTree {
   SlotId Ancestor(SlotId slot, uint32_t steps) const;
 
   bool Contains(SlotId slot) const;
+  bool IsReady(SlotId slot) const;      // false for a slot the tree does not hold
   BlockHash HashOf(SlotId slot) const;  // REQUIRES: Contains(slot)
+  uint32_t DepthOf(SlotId slot) const;  // distance from the root; REQUIRES: Contains(slot)
+  uint64_t ScoreOf(SlotId slot) const;  // of the eviction policy, now; REQUIRES: Contains(slot)
+  // A lower bound of the score of the next block that EvictOne would take; nullopt: there is none.
+  std::optional<uint64_t> LowestScore(Tier tier) const;
   // Slots of the last `count` blocks of the path that ends at `last`, root side first.
   // REQUIRES: Contains(last) and the path is at least `count` long.
   void PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slots) const;

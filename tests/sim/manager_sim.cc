@@ -1,9 +1,12 @@
 #include "tests/sim/manager_sim.h"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/cache/namespace_digest.h"
 #include "tests/support/content_oracle.h"
 
 namespace flexkv {
@@ -39,7 +42,9 @@ std::vector<BlockHash> MakeDocument(uint32_t document) {
   return chain;
 }
 
-CacheManagerOptions Options() {
+constexpr uint64_t kSsdSlots = 300;  // of one device
+
+CacheManagerOptions Options(bool with_ssd) {
   CacheManagerOptions options;
   options.cpu_cache_bytes = kBudget;
   options.lease_timeout_ns = kLeaseTimeoutNs;
@@ -49,6 +54,12 @@ CacheManagerOptions Options() {
   options.evict_ratio = 0.02;
   options.evict_start_ratio = 0.95;
   options.empty_group_keep_ns = 200 * kNsPerMs;
+  if (!with_ssd) return options;
+  options.ssd.cache_bytes = 8 << 20;
+  options.ssd.segment_bytes = 600 << 10;
+  options.ssd.max_inflight_write_bytes = 400 << 10;
+  options.ssd.load_part_bytes = 100 << 10;
+  options.ssd.read_timeout_ns = 2 * kNsPerSecond;
   return options;
 }
 
@@ -59,13 +70,101 @@ std::string ManagerSimStats::ToString() const {
       "steps ", steps, ", lookups ", lookups, " (", matched_blocks, " blocks), puts ", puts, " (",
       accepted_blocks, " blocks), loads ", loads, " (", loads_checked, " shards checked), evicted ",
       evicted, ", leases expired ", expired, ", resets ", resets, ", deaths ", deaths, ", hostile ",
-      hostile, ", failed blocks ", failed_blocks, ", segments made ", groups_made);
+      hostile, ", failed blocks ", failed_blocks, ", segments made ", groups_made,
+      ", ssd: written ", ssd_written, ", read ", ssd_read, ", evicted ", ssd_evicted, ", faults ",
+      ssd_faults, ", restarts ", restarts, ", recovered ", recovered);
 }
 
-ManagerSim::ManagerSim(uint64_t seed)
-    : rng_(seed), device_(&rng_, &segments_), transfers_({.max_queued_ops = 60}, {&device_}) {
-  manager_ = std::make_unique<CacheManager>(Options(), &segments_, &transfers_);
+ManagerSim::ManagerSim(uint64_t seed, bool with_ssd) : rng_(seed) {
+  for (int i = 0; with_ssd && i < 2; ++i)
+    ssds_.push_back(std::make_unique<SimSsd>(&rng_, kSsdSlots));
   for (uint32_t i = 0; i < kDocuments; ++i) documents_.push_back(MakeDocument(i));
+  StartLife();
+}
+
+void ManagerSim::StartLife() {
+  device_ = std::make_unique<SimDevice>(&rng_, &segments_);
+  transfers_ = std::make_unique<TransferEngine>(TransferEngine::Options{.max_queued_ops = 60},
+                                                std::vector<Executor*>{device_.get()});
+  std::vector<SsdPort*> ports;
+  for (const auto& ssd : ssds_) {
+    ssd->SetArena(device_.get());
+    ports.push_back(ssd.get());
+  }
+  CacheManagerOptions options = Options(!ssds_.empty());
+  if (rng_.OneIn(2)) options.ssd.admission = SsdAdmission::kSecondTouch;
+  manager_ = std::make_unique<CacheManager>(options, &segments_, transfers_.get(), ports);
+}
+
+void ManagerSim::CountLife() {
+  const CacheCounters counters = manager_->status().counters;
+  stats_.evicted += counters.evicted_blocks;
+  stats_.expired += counters.leases_expired;
+  stats_.loads_checked += device_->loads_checked();
+  stats_.ssd_written += counters.ssd_written_blocks;
+  stats_.ssd_read += counters.ssd_load_blocks;
+  stats_.ssd_evicted += counters.ssd_evicted_blocks;
+}
+
+// kill -9 of everything.
+void ManagerSim::Restart() {
+  if (ssds_.empty()) return;
+  TakeEvents();
+  CountLife();
+  for (const auto& ssd : ssds_) ssd->Crash();
+  manager_.reset();
+  engines_.clear();
+  resets_.clear();
+  segments_.SetBudget(UINT64_MAX);
+  StartLife();
+  CheckRecovered();
+  ++stats_.restarts;
+  stats_.recovered += manager_->status().ssd.recovered_blocks;
+}
+
+// Which epoch of each content is on the devices, and that all its whole chains were found.
+void ManagerSim::CheckRecovered() {
+  uint64_t expected = 0;
+  for (uint32_t content = 0; content < Specs().size(); ++content) {
+    const SpecOf& spec = Specs()[content];
+    const NamespaceDigest digest = DigestOfNamespace(spec.key, 16, spec.shard_bytes);
+    uint32_t present = 1;
+    for (const auto& ssd : ssds_) {
+      if (auto it = ssd->epochs().find(digest); it != ssd->epochs().end())
+        present = std::max(present, it->second);
+      for (const auto& [place, block] : ssd->blocks()) {
+        if (block.identity.ns == digest) present = std::max(present, block.identity.epoch);
+      }
+    }
+    std::vector<const SimSsdBlock*> blocks;
+    for (const auto& ssd : ssds_) {
+      for (const auto& [place, block] : ssd->blocks()) {
+        if (block.identity.ns == digest && block.identity.epoch == present)
+          blocks.push_back(&block);
+      }
+    }
+    std::stable_sort(blocks.begin(), blocks.end(), [](const auto* one, const auto* other) {
+      return one->identity.depth < other->identity.depth;
+    });
+    std::set<std::pair<uint32_t, std::array<uint64_t, 4>>> found;
+    uint32_t back = 0;  // epochs that an unacknowledged reset fell back
+    for (const SimSsdBlock* block : blocks) {
+      const SsdIdentity& identity = block->identity;
+      if (identity.depth > 0 && !found.contains({identity.depth - 1, identity.parent.words}))
+        continue;  // without its parent it is no part of a chain
+      found.emplace(identity.depth, identity.hash.words);
+      const auto is_of = [&](uint32_t epoch) {
+        return block->words[0] == ContentWord(Identity(content, epoch, identity.hash), 0);
+      };
+      if (is_of(0) || is_of(epochs_[content])) continue;  // 0: of a hostile chain
+      while (back < epochs_[content] && !is_of(epochs_[content] - back)) ++back;
+      Expect(back <= unacknowledged_[content], "blocks of a reset epoch came back");
+    }
+    expected += found.size();
+    epochs_[content] -= std::min(back, epochs_[content]);
+    unacknowledged_[content] = 0;
+  }
+  Expect(manager_->status().ssd.recovered_blocks == expected, "committed blocks were lost");
 }
 
 void ManagerSim::Fail(const std::string& what) {
@@ -121,8 +220,8 @@ void ManagerSim::Kill() {
   if (engines_.empty()) return;
   const size_t index = rng_.Below(engines_.size());
   const EngineHandle handle = engines_[index].handle;
-  device_.Kill(handle);
-  for (uint64_t n = rng_.Below(4); n > 0; --n) device_.Step();
+  device_->Kill(handle);
+  for (uint64_t n = rng_.Below(4); n > 0; --n) device_->Step();
   if (rng_.OneIn(2)) Tick();
   manager_->DetachEngine(handle, now_);
   engines_.erase(engines_.begin() + static_cast<std::ptrdiff_t>(index));
@@ -173,9 +272,9 @@ void ManagerSim::Load() {
   const auto first = static_cast<uint32_t>(rng_.Below(request->leased));
   const auto count = static_cast<uint32_t>(1 + rng_.Below(request->leased - first));
   const OpKey key = next_key_++;
-  device_.AddHalf(engine->handle, key,
-                  Identities(*engine, request->epoch, request->document, first, count),
-                  engine->shard_bytes);
+  device_->AddHalf(engine->handle, key,
+                   Identities(*engine, request->epoch, request->document, first, count),
+                   engine->shard_bytes);
   const absl::Status status =
       manager_->Load(engine->handle, request_key, key, request->lease, first, count, now_);
   if (status.ok()) {
@@ -204,9 +303,9 @@ void ManagerSim::Put() {
   const auto first = static_cast<uint32_t>(rng_.OneIn(2) ? 0 : rng_.Below(length));
   const auto count = static_cast<uint32_t>(1 + rng_.Below(length - first));
   const OpKey key = next_key_++;
-  device_.AddHalf(engine->handle, key,
-                  Identities(*engine, epochs_[engine->content], request->document, first, count),
-                  engine->shard_bytes);
+  device_->AddHalf(engine->handle, key,
+                   Identities(*engine, epochs_[engine->content], request->document, first, count),
+                   engine->shard_bytes);
   auto answer = manager_->Put(engine->handle, request_key, key, first, count, request->length,
                               std::span(document).subspan(request->length, more), now_);
   if (!answer.ok()) return Fail(absl::StrCat("put: ", answer.status().message()));
@@ -238,8 +337,11 @@ void ManagerSim::Release() {
 void ManagerSim::Reset() {
   SimEngine* engine = AnyEngine();
   if (engine == nullptr) return;
-  Expect(manager_->Reset(engine->handle, 1, now_).ok(), "reset failed");
+  const uint64_t tag = next_key_++;
+  Expect(manager_->Reset(engine->handle, tag, now_).ok(), "reset failed");
   ++epochs_[engine->content];
+  ++unacknowledged_[engine->content];
+  resets_[tag] = engine->content;
   for (SimEngine& other : engines_) {
     if (other.content != engine->content) continue;
     for (auto& [key, request] : other.requests) request.lease = 0;
@@ -252,7 +354,7 @@ void ManagerSim::Cancel() {
   if (engine == nullptr || engine->ops.empty()) return;
   auto it = engine->ops.begin();
   std::advance(it, static_cast<std::ptrdiff_t>(rng_.Below(engine->ops.size())));
-  device_.Cancel(engine->handle, it->first);
+  device_->Cancel(engine->handle, it->first);
 }
 
 // A lease we hold keeps its blocks: anybody who asks finds them.
@@ -284,7 +386,7 @@ void ManagerSim::HostileChain(SimEngine* engine) {
   const auto count = static_cast<uint32_t>(chain.size());
   std::vector<uint64_t> identities;
   for (const BlockHash& hash : chain) identities.push_back(Identity(engine->content, 0, hash));
-  device_.AddHalf(engine->handle, key, identities, engine->shard_bytes);
+  device_->AddHalf(engine->handle, key, identities, engine->shard_bytes);
   auto answer = manager_->Put(engine->handle, request, key, 0, count, 0, chain, now_);
   if (answer.ok() && answer->accepted > 0) {
     engine->ops[key] = SimOp{answer->accepted, Route::kDeviceToCpu};
@@ -356,12 +458,22 @@ void ManagerSim::TakeEvents() {
   std::vector<ManagerEvent> events;
   manager_->TakeEvents(&events);
   for (const ManagerEvent& event : events) {
-    if (event.kind == ManagerEvent::Kind::kResetDone) continue;
+    if (event.kind == ManagerEvent::Kind::kResetDone) {
+      auto reset = resets_.find(event.key);
+      if (reset == resets_.end()) continue;
+      // A later one covers those before it.
+      if (event.status == OpStatus::kOk) unacknowledged_[reset->second] = 0;
+      resets_.erase(reset);
+      continue;
+    }
     auto engine = std::find_if(engines_.begin(), engines_.end(),
                                [&](const SimEngine& e) { return e.handle == event.engine; });
     if (engine == engines_.end()) return Fail("an event for an engine that is gone");
     if (event.kind == ManagerEvent::Kind::kRefuseOp) {
       auto refusal = engine->refusals.find(event.key);
+      auto op = engine->ops.find(event.key);
+      // A load of which nothing could be read from an SSD.
+      if (op != engine->ops.end() && op->second.route == Route::kCpuToDevice) continue;
       if (refusal == engine->refusals.end()) return Fail("a refusal nobody expects");
       if (--refusal->second == 0) engine->refusals.erase(refusal);
     } else {
@@ -372,7 +484,7 @@ void ManagerSim::TakeEvents() {
       stats_.failed_blocks += event.failed_blocks;
       engine->ops.erase(op);
     }
-    device_.ForgetHalf(event.engine, event.key);
+    device_->ForgetHalf(event.engine, event.key);
   }
   for (const SimEngine& engine : engines_)
     Expect(engine.refusals.empty(), "a refusal did not come");
@@ -427,46 +539,65 @@ void ManagerSim::Step() {
     Attach();
   } else if (dice < 692) {
     Trouble();
+  } else if (dice < 693) {
+    if (rng_.OneIn(3)) Restart();
   } else if (dice < 860) {
-    device_.Step();
+    device_->Step();
   } else {
     Tick();
   }
   TakeEvents();
-  device_.Step();
+  device_->Step();
+  for (const auto& ssd : ssds_) {
+    for (uint64_t n = rng_.Below(4); n > 0; --n) ssd->Step();
+  }
 }
 
 // Everything ends: nothing may be left over.
 void ManagerSim::Finish() {
-  device_.set_faults(false);
+  device_->set_faults(false);
+  for (const auto& ssd : ssds_) ssd->set_faults(false);
   segments_.SetBudget(UINT64_MAX);
-  for (const SimEngine& engine : engines_) device_.Kill(engine.handle);
+  for (const SimEngine& engine : engines_) device_->Kill(engine.handle);
   for (int round = 0; round < 1000 && manager_->status().ops_in_flight > 0; ++round) {
-    device_.Drain();
+    device_->Drain();
+    for (const auto& ssd : ssds_) ssd->Drain();
+    now_ += kNsPerMs;
     Tick();
   }
   for (SimEngine& engine : engines_) {
     Expect(engine.ops.empty(), "an op never ended");
     for (auto& [key, request] : engine.requests) manager_->EndRequest(engine.handle, key);
   }
+  Settle();
   ManagerStatus status = manager_->status();
   Expect(status.leases == 0 && status.ops_in_flight == 0 && status.pinned_blocks == 0 &&
              status.requests == 0,
          "leases, ops, pins or requests are left");
-  Expect(status.used_slots == status.cached_blocks, "slots are left without blocks");
+  Expect(
+      status.used_slots == status.cached_blocks - status.ssd.blocks + status.ssd.copies_in_memory,
+      "slots are left without blocks");
   Expect(status.ready_blocks == status.cached_blocks, "blocks are left pending");
-  Expect(transfers_.queued_ops() == 0, "transfer ops are left");
+  Expect(transfers_->queued_ops() == 0, "transfer ops are left");
   manager_->ResetByLabel("", 1, now_);
   for (const SimEngine& engine : engines_) manager_->DetachEngine(engine.handle, now_);
-  for (int i = 0; i < 400; ++i) manager_->Tick(now_ += 100 * kNsPerMs);
+  Settle();
   status = manager_->status();
-  Expect(status.used_slots == 0 && status.size_classes == 0 && segments_.live_bytes() == 0,
-         "memory is left");
+  Expect(status.used_slots == 0 && segments_.live_bytes() == 0, "memory is left");
+  Expect(!ssds_.empty() || status.size_classes == 0, "size classes are left");
+  Expect(status.ssd.used_slots == 0 && status.ssd.blocks == 0, "SSD slots are left");
   Expect(segments_.unknown_destroys() == 0, "a segment was destroyed twice");
-  stats_.evicted = status.counters.evicted_blocks;
-  stats_.expired = status.counters.leases_expired;
-  stats_.loads_checked = device_.loads_checked();
+  CountLife();
   stats_.groups_made = segments_.creates();
+  for (const auto& ssd : ssds_) stats_.ssd_faults += ssd->faults();
+}
+
+// Until nothing moves any more.
+void ManagerSim::Settle() {
+  for (int i = 0; i < 400; ++i) {
+    for (const auto& ssd : ssds_) ssd->Drain();
+    manager_->Tick(now_ += 100 * kNsPerMs);
+  }
 }
 
 absl::Status ManagerSim::Run(uint64_t steps) {
@@ -476,11 +607,14 @@ absl::Status ManagerSim::Run(uint64_t steps) {
     Step();
     if (absl::Status status = manager_->CheckInvariants(); !status.ok())
       Fail(std::string(status.message()));
-    if (!device_.status().ok()) Fail(std::string(device_.status().message()));
+    if (!device_->status().ok()) Fail(std::string(device_->status().message()));
+    for (const auto& ssd : ssds_) {
+      if (!ssd->status().ok()) Fail(std::string(ssd->status().message()));
+    }
     if (i % 64 == 0) CheckSegments();
   }
   if (status_.ok()) Finish();
-  if (status_.ok() && !device_.status().ok()) Fail(std::string(device_.status().message()));
+  if (status_.ok() && !device_->status().ok()) Fail(std::string(device_->status().message()));
   return status_;
 }
 

@@ -1,6 +1,8 @@
 // A seeded simulation of the whole cache manager: several engines in three namespaces and two size
-// classes, the real TransferEngine, index, slots and plans; an imaginary device and arena. After
-// every step the manager's invariants hold, and every load reads the bytes it was promised.
+// classes, the real TransferEngine, index, slots and plans; an imaginary device and arena and, on
+// demand, two imaginary SSDs. After every step the manager's invariants hold, and every load reads
+// the bytes it was promised. With SSDs the process is killed now and then: every committed block is
+// found again, none of an epoch whose reset was acknowledged.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +15,7 @@
 #include "absl/status/status.h"
 #include "flexkv/cache/cache_manager.h"
 #include "tests/sim/sim_device.h"
+#include "tests/sim/sim_ssd.h"
 #include "tests/support/fake_segment_store.h"
 #include "tests/support/test_seed.h"
 
@@ -23,12 +26,14 @@ struct ManagerSimStats {
            loads_checked = 0;
   uint64_t evicted = 0, expired = 0, resets = 0, deaths = 0, hostile = 0, failed_blocks = 0,
            groups_made = 0;
+  uint64_t ssd_written = 0, ssd_read = 0, ssd_evicted = 0, ssd_faults = 0, restarts = 0,
+           recovered = 0;
   std::string ToString() const;
 };
 
 class ManagerSim {
  public:
-  explicit ManagerSim(uint64_t seed);
+  explicit ManagerSim(uint64_t seed, bool with_ssd = false);
   // Runs that many steps, then ends everything. The first thing that was wrong, with the step it
   // happened in.
   absl::Status Run(uint64_t steps);
@@ -84,15 +89,24 @@ class ManagerSim {
   void TakeEvents();
   void CheckSegments();
   void Finish();
+  void StartLife();
+  void CountLife();
+  void Restart();
+  void CheckRecovered();
+  void Settle();
 
   TestRng rng_;
   FakeSegmentStore segments_;
-  SimDevice device_;
-  TransferEngine transfers_;
+  std::vector<std::unique_ptr<SimSsd>> ssds_;
+  std::unique_ptr<SimDevice> device_;
+  std::unique_ptr<TransferEngine> transfers_;
   std::unique_ptr<CacheManager> manager_;
   std::vector<std::vector<BlockHash>> documents_;
   std::vector<SimEngine> engines_;
   std::map<uint32_t, uint32_t> epochs_;  // by content
+  // Resets that no event acknowledged, by content: after a crash the epoch before may be back.
+  std::map<uint32_t, uint32_t> unacknowledged_;
+  std::map<uint64_t, uint32_t> resets_;  // tag -> content
   TimeNs now_ = kNsPerSecond;
   uint64_t next_key_ = 1;
   ManagerSimStats stats_;

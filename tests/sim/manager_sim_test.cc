@@ -11,11 +11,11 @@ namespace {
 
 constexpr uint64_t kSteps = kSanitized ? 20'000 : 100'000;
 
-void RunWith(uint64_t seed, uint64_t steps) {
-  ManagerSim sim(seed);
+void RunWith(uint64_t seed, uint64_t steps, bool with_ssd) {
+  ManagerSim sim(seed, with_ssd);
   const absl::Status status = sim.Run(steps);
   EXPECT_TRUE(status.ok()) << status << "\nreplay: flexkv_sim --seed " << seed << " --steps "
-                           << steps;
+                           << steps << " --ssd " << with_ssd;
   std::printf("seed %llu: %s\n", static_cast<unsigned long long>(seed),
               sim.stats().ToString().c_str());
   // The run is worth something only when everything really happened.
@@ -24,11 +24,22 @@ void RunWith(uint64_t seed, uint64_t steps) {
   EXPECT_GT(sim.stats().deaths, 0u);
   EXPECT_GT(sim.stats().resets, 0u);
   EXPECT_GT(sim.stats().expired, 0u);
+  if (!with_ssd) return;
+  EXPECT_GT(sim.stats().ssd_written, steps / 20);
+  EXPECT_GT(sim.stats().ssd_read, steps / 100);
+  EXPECT_GT(sim.stats().ssd_evicted, 0u);
+  EXPECT_GT(sim.stats().ssd_faults, 0u);
+  EXPECT_GT(sim.stats().restarts, 0u);
+  EXPECT_GT(sim.stats().recovered, 0u);
 }
 
-TEST(ManagerSimTest, FixedSeed) { RunWith(1, kSteps); }
+TEST(ManagerSimTest, FixedSeed) { RunWith(1, kSteps, false); }
 
-TEST(ManagerSimTest, FreshSeed) { RunWith(TestSeed(), kSteps); }
+TEST(ManagerSimTest, FreshSeed) { RunWith(TestSeed(), kSteps, false); }
+
+TEST(ManagerSimTest, FixedSeedWithSsd) { RunWith(1, kSteps, true); }
+
+TEST(ManagerSimTest, FreshSeedWithSsd) { RunWith(TestSeed(), kSteps, true); }
 
 TEST(ManagerSimTest, ManyShortRuns) {
   for (uint64_t i = 0; i < 10; ++i) {

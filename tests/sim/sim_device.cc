@@ -20,7 +20,37 @@ void SimDevice::AddHalf(EngineHandle engine, OpKey key, std::vector<uint64_t> id
   halves_[{engine, key}] = Half{std::move(identities), std::move(shard_bytes)};
 }
 
-void SimDevice::ForgetHalf(EngineHandle engine, OpKey key) { halves_.erase({engine, key}); }
+void SimDevice::ForgetHalf(EngineHandle engine, OpKey key) {
+  halves_.erase({engine, key});
+  std::erase_if(next_parts_,
+                [&](const auto& entry) { return entry.first.first == std::pair(engine, key); });
+}
+
+void SimDevice::BeginUse(SegmentId segment, uint64_t offset, bool writes) {
+  if (segments_->live().count(segment) == 0) return Fail("a use of a segment that is gone");
+  int& users = users_[{segment, offset}];
+  if (writes ? users != 0 : users < 0) return Fail("a slot in use was handed out");
+  users = writes ? -1 : users + 1;
+}
+
+void SimDevice::EndUse(SegmentId segment, uint64_t offset, bool writes) {
+  auto users = users_.find({segment, offset});
+  if (segments_->live().count(segment) == 0) return Fail("a segment went away under a use");
+  if (users == users_.end()) return Fail("a use ends that nobody began");
+  users->second = writes ? 0 : users->second - 1;
+  if (users->second == 0) users_.erase(users);
+}
+
+// Parts of an op come in order; nothing follows the last; only that may be empty.
+void SimDevice::CheckPart(const TransferOp& op) {
+  constexpr uint32_t kClosed = UINT32_MAX;
+  uint32_t& next = next_parts_[{{op.engine, op.key}, op.rank}];
+  if (op.part != next) return Fail("a part out of order");
+  if (op.blocks.empty() && (op.more || op.part == 0))
+    return Fail("an empty part that is not the last");
+  if (op.route == Route::kDeviceToCpu && op.more) return Fail("a store in parts");
+  next = op.more ? next + 1 : kClosed;
+}
 
 // Places must lie in live segments, inside them, and belong to this copy alone (loads may share).
 void SimDevice::CheckPlaces(const TransferOp& op, const Half& half) {
@@ -50,6 +80,7 @@ bool SimDevice::Submit(const TransferOp& op) {
     Fail("an op without engine half");
     return true;
   }
+  CheckPart(op);
   CheckPlaces(op, half->second);
   Running running{.op = op};
   for (uint32_t i = 0; i < op.blocks.size(); ++i) running.left.push_back(i);

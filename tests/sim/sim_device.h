@@ -47,6 +47,11 @@ class SimDevice : public Executor {
   // Ends every op that is not stuck.
   void Drain();
 
+  // The arena, for whoever else moves blocks in and out of it.
+  uint64_t& Word(SegmentId segment, uint64_t offset) { return arena_[{segment, offset}]; }
+  void BeginUse(SegmentId segment, uint64_t offset, bool writes);
+  void EndUse(SegmentId segment, uint64_t offset, bool writes);
+
   void set_faults(bool on) { faults_ = on; }
   size_t running() const { return running_.size(); }
   uint64_t loads_checked() const { return loads_checked_; }
@@ -68,6 +73,7 @@ class SimDevice : public Executor {
 
   void Fail(const std::string& what);
   void CheckPlaces(const TransferOp& op, const Half& half);
+  void CheckPart(const TransferOp& op);
   void CopyOne(Running* running);
   void End(size_t index);
   void FailRest(Running* running);
@@ -75,6 +81,7 @@ class SimDevice : public Executor {
   TestRng* const rng_;
   const FakeSegmentStore* const segments_;
   std::map<std::pair<EngineHandle, OpKey>, Half> halves_;
+  std::map<std::pair<std::pair<EngineHandle, OpKey>, uint32_t>, uint32_t> next_parts_;  // by rank
   std::vector<Running> running_;
   std::vector<OpResult> results_;
   std::set<EngineHandle> dead_;

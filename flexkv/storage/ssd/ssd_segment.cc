@@ -70,12 +70,20 @@ absl::Status SlotArray::CheckInvariants() const {
 }
 
 SsdSegmentInfo Segment::Info() const {
-  return {id,
-          shape,
-          state,
-          slots.count(SlotState::kCommitted) + slots.count(SlotState::kFreeing),
-          slots.count(SlotState::kQuarantined),
-          rebuilt};
+  SsdSegmentInfo info;
+  info.id = id;
+  info.shape = shape;
+  info.state = state;
+  info.committed = slots.count(SlotState::kCommitted) + slots.count(SlotState::kFreeing);
+  info.quarantined = slots.count(SlotState::kQuarantined);
+  info.rebuilt = rebuilt;
+  if (info.quarantined + slots.count(SlotState::kLost) == 0) return info;
+  for (uint32_t slot = 0; slot < slots.size(); ++slot) {
+    const SlotState found = slots[slot].state();
+    if (found == SlotState::kQuarantined || found == SlotState::kLost)
+      info.unusable.push_back(slot);
+  }
+  return info;
 }
 
 void Segment::SetShape(const SsdShape& given) {

@@ -96,6 +96,7 @@ struct SsdSegmentInfo {
   uint32_t committed = 0;    // blocks
   uint32_t quarantined = 0;  // slots never written again
   bool rebuilt = false;      // from slot headers, its log was lost
+  std::vector<uint32_t> unusable;  // slots that are never written again, ascending
 };
 
 struct RecoveredBlock {

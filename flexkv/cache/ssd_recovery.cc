@@ -1,0 +1,195 @@
+// Puts what the devices held into the tree: blocks find their parents by identity, so whole chains
+// come back and nothing else does. Blocks of an earlier epoch, without a parent, or stored twice
+// are freed.
+//
+// The namespaces they belong to have no name yet: an engine whose namespace has the same digest
+// takes one over when it attaches.
+#include <algorithm>
+#include <utility>
+
+#include "flexkv/cache/manager_state.h"
+
+namespace flexkv {
+namespace {
+
+struct Found {
+  SlotId slot;
+  uint32_t depth = 0;
+  BlockHash hash, parent;
+};
+
+constexpr uint32_t kNobody = UINT32_MAX;
+
+// Chains of one namespace, by links between the blocks found.
+struct Forest {
+  std::vector<Found> blocks;  // by depth, each identity once
+  std::vector<uint32_t> first_child, next_sibling;
+  std::vector<uint32_t> roots;
+  std::vector<SlotId> unusable;
+
+  explicit Forest(std::vector<Found> found);
+};
+
+struct Position {
+  BlockHash hash;
+  uint32_t depth = 0;
+  friend bool operator==(const Position&, const Position&) = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const Position& position) {
+    return H::combine(std::move(h), position.hash.words[0], position.hash.words[1], position.depth);
+  }
+};
+
+Forest::Forest(std::vector<Found> found) {
+  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return a.depth != b.depth ? a.depth < b.depth : a.slot.value < b.slot.value;
+  });
+  absl::flat_hash_map<Position, uint32_t> at;
+  at.reserve(found.size());
+  blocks.reserve(found.size());
+  for (const Found& block : found) {
+    uint32_t parent = kNobody;
+    if (block.depth > 0) {
+      auto it = at.find({block.parent, block.depth - 1});
+      if (it != at.end()) parent = it->second;
+    }
+    const auto index = static_cast<uint32_t>(blocks.size());
+    const bool orphan = block.depth > 0 && parent == kNobody;
+    if (orphan || !at.try_emplace({block.hash, block.depth}, index).second) {
+      unusable.push_back(block.slot);
+      continue;
+    }
+    blocks.push_back(block);
+    first_child.push_back(kNobody);
+    next_sibling.push_back(kNobody);
+    if (parent == kNobody) {
+      roots.push_back(index);
+    } else {
+      next_sibling[index] = std::exchange(first_child[parent], index);
+    }
+  }
+}
+
+// Runs of blocks without a branch go into the tree in one piece each.
+uint64_t Insert(const Forest& forest, NamespaceId ns, SizeClass* store,
+                std::vector<SlotId>* refused) {
+  uint64_t inserted = 0;
+  std::vector<BlockHash> chain;
+  std::vector<SlotId> run;
+  std::vector<uint32_t> open = forest.roots;
+  while (!open.empty()) {
+    uint32_t at = open.back();
+    open.pop_back();
+    const uint32_t first = forest.blocks[at].depth;
+    chain.resize(first);
+    run.clear();
+    for (;;) {
+      chain.push_back(forest.blocks[at].hash);
+      run.push_back(forest.blocks[at].slot);
+      const uint32_t child = forest.first_child[at];
+      if (child == kNobody || forest.next_sibling[child] != kNobody) break;
+      at = child;
+    }
+    if (!store->Insert(ns, chain, first, run).ok()) {
+      refused->insert(refused->end(), run.begin(), run.end());
+      for (uint32_t next = forest.first_child[at]; next != kNobody;
+           next = forest.next_sibling[next]) {
+        open.push_back(next);  // refused in turn: their parent is not there
+      }
+      continue;
+    }
+    for (SlotId slot : run) store->tree().Commit(slot);
+    inserted += run.size();
+    for (uint32_t next = forest.first_child[at]; next != kNobody; next = forest.next_sibling[next])
+      open.push_back(next);
+  }
+  return inserted;
+}
+
+}  // namespace
+
+void CacheManager::Impl::AdoptSegment(uint32_t device, const SsdSegmentInfo& segment) {
+  const auto drop = [&] {
+    const uint64_t tag = ssd.next_command++;
+    ssd.commands.emplace(
+        tag,
+        SsdCommand{.kind = SsdCommandKind::kDrop, .device = device, .group = ClassSsd::kNoDrain});
+    if (!ssd.devices[device].port->DropSegment(tag, segment.id)) ssd.commands.erase(tag);
+  };
+  if (segment.state == SegmentState::kUnreadable) return drop();
+  absl::StatusOr<ClassState*> size_class =
+      ClassFor({segment.shape.shard_bytes.begin(), segment.shape.shard_bytes.end()});
+  SsdSlots* slots = size_class.ok() ? (*size_class)->store->ssd() : nullptr;
+  if (slots == nullptr) return drop();
+  const std::optional<uint32_t> group = slots->AddGroup(device, segment.id, segment.shape.slots);
+  if (!group.has_value()) return drop();
+  for (uint32_t slot : segment.unusable) {
+    if (slot >= segment.shape.slots) continue;
+    slots->Occupy(slots->SlotAt(*group, slot));
+    slots->Lose(slots->SlotAt(*group, slot));
+  }
+  if (segment.state == SegmentState::kRetired) slots->CloseGroup(*group);
+}
+
+void CacheManager::Impl::AdoptRecovered() {
+  // A budget that is counted in blocks of the first engine's layout is known when that one comes.
+  if (ssd.recoveries.empty() || budget_bytes == 0) return;
+  for (uint32_t device = 0; device < ssd.recoveries.size(); ++device) {
+    for (const SsdSegmentInfo& segment : ssd.recoveries[device].segments)
+      AdoptSegment(device, segment);
+  }
+  AdoptBlocks();
+  ssd.recoveries.clear();
+}
+
+void CacheManager::Impl::AdoptBlocks() {
+  // Which class and group a segment went to.
+  absl::flat_hash_map<uint64_t, std::pair<ClassState*, uint32_t>> groups;
+  const auto key = [](uint64_t device, uint32_t segment) { return device << 32 | segment; };
+  for (const auto& c : classes) {
+    const SsdSlots* slots = c->store->ssd();
+    for (uint32_t at = 0; slots != nullptr && at < slots->group_end(); ++at) {
+      if (slots->HasGroup(at))
+        groups.emplace(key(slots->DeviceOf(at), slots->SegmentOf(at)), std::pair(c.get(), at));
+    }
+  }
+  std::vector<std::pair<ClassState*, NamespaceDigest>> order;  // the same run every time
+  absl::flat_hash_map<std::pair<ClassState*, NamespaceDigest>, std::vector<Found>> by_namespace;
+  for (uint32_t device = 0; device < ssd.recoveries.size(); ++device) {
+    for (const RecoveredBlock& block : ssd.recoveries[device].blocks) {
+      auto place = groups.find(key(device, block.place.segment));
+      if (place == groups.end()) continue;
+      auto [size_class, group] = place->second;
+      const SlotId slot = size_class->store->ssd()->SlotAt(group, block.place.slot);
+      if (size_class->store->ssd()->IsUsed(slot)) continue;
+      size_class->store->ssd()->Occupy(slot);
+      auto epoch = ssd.epochs.find(block.identity.ns);
+      const uint32_t present = epoch == ssd.epochs.end() ? 1 : epoch->second;
+      if (block.identity.epoch != present) {
+        size_class->ssd.to_free.push_back(slot);
+        continue;
+      }
+      std::vector<Found>& found = by_namespace[{size_class, block.identity.ns}];
+      if (found.empty()) order.emplace_back(size_class, block.identity.ns);
+      found.push_back({slot, block.identity.depth, block.identity.hash, block.identity.parent});
+    }
+  }
+  for (const auto& [size_class, digest] : order) {
+    Forest forest(std::move(by_namespace[{size_class, digest}]));
+    auto made = std::make_unique<Namespace>();
+    made->label = "(found on disk)";
+    made->size_class = size_class;
+    made->digest = digest;
+    made->nameless = true;
+    if (auto epoch = ssd.epochs.find(digest); epoch != ssd.epochs.end())
+      made->ssd_epoch = epoch->second;
+    SetEpoch(made.get(), next_namespace++);
+    ssd.recovered_blocks += Insert(forest, made->id, size_class->store.get(), &forest.unusable);
+    ssd.orphaned_blocks += forest.unusable.size();
+    size_class->ssd.to_free.insert(size_class->ssd.to_free.end(), forest.unusable.begin(),
+                                   forest.unusable.end());
+    namespaces.push_back(std::move(made));
+  }
+}
+
+}  // namespace flexkv

@@ -68,6 +68,13 @@ absl::StatusOr<DaemonConfig> EffectiveConfig(const Flags& flags) {
   return config;
 }
 
+int CheckOnly(DaemonConfig config) {
+  if (absl::Status status = ResolveSsd(SsdResolve::kCheck, &config.ssd); !status.ok())
+    return Fail(kExitConfig, Words(status));
+  std::printf("%s\n", ConfigToJson(config).c_str());
+  return kExitOk;
+}
+
 // Threads inherit the mask, so only sigwait below sees these signals.
 sigset_t BlockSignals() {
   sigset_t wanted;
@@ -171,10 +178,7 @@ int Main(int argc, char** argv) {
   }
   const absl::StatusOr<DaemonConfig> config = EffectiveConfig(flags);
   if (!config.ok()) return Fail(kExitConfig, Words(config.status()));
-  if (!flags.check_path.empty()) {
-    std::printf("%s\n", ConfigToJson(*config).c_str());
-    return kExitOk;
-  }
+  if (!flags.check_path.empty()) return CheckOnly(*config);
   return Serve(*config);
 }
 

@@ -75,7 +75,8 @@ SsdSegmentInfo Segment::Info() const {
           state,
           slots.count(SlotState::kCommitted) + slots.count(SlotState::kFreeing),
           slots.count(SlotState::kQuarantined),
-          rebuilt};
+          rebuilt,
+          damaged_records};
 }
 
 void Segment::SetShape(const SsdShape& given) {

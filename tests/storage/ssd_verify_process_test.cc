@@ -80,7 +80,7 @@ class Child {
   int out_ = -1, err_ = -1;
 };
 
-Result Run(std::vector<std::string> arguments) { return Child(std::move(arguments)).Wait(); }
+Result RunVerify(std::vector<std::string> arguments) { return Child(std::move(arguments)).Wait(); }
 
 class SsdVerifyProcessTest : public testing::Test {
  protected:
@@ -103,7 +103,7 @@ class SsdVerifyProcessTest : public testing::Test {
 
 TEST_F(SsdVerifyProcessTest, AGoodDirectory) {
   const auto before = directory_.Snapshot();
-  const Result result = Run({directory_.path()});
+  const Result result = RunVerify({directory_.path()});
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr(directory_.path() + ": good"));
   EXPECT_THAT(result.out, HasSubstr("24 good, 0 corrupt, 0 unreadable"));
@@ -117,16 +117,16 @@ TEST_F(SsdVerifyProcessTest, DamageIsFoundRepairedAndGone) {
   directory_.SwapRecords(17, 23);
   std::filesystem::remove(directory_.FileOf(1, "log"));
   const auto before = directory_.Snapshot();
-  Result result = Run({directory_.path()});
+  Result result = RunVerify({directory_.path()});
   EXPECT_EQ(result.code, 1);
   EXPECT_THAT(result.out, HasSubstr("21 good, 3 corrupt"));
   EXPECT_THAT(result.out, HasSubstr("nothing was changed; --repair"));
   EXPECT_TRUE(before == directory_.Snapshot());
-  result = Run({directory_.path(), "--repair"});
+  result = RunVerify({directory_.path(), "--repair"});
   EXPECT_EQ(result.code, 0) << result.out;
   EXPECT_THAT(result.out, HasSubstr("freed 3 bad block(s)"));
   EXPECT_THAT(result.out, HasSubstr("repaired: "));
-  result = Run({directory_.path()});
+  result = RunVerify({directory_.path()});
   EXPECT_EQ(result.code, 0);
   EXPECT_THAT(result.out, HasSubstr("21 good, 0 corrupt"));
   directory_.ExpectExactly(directory_.AllBut({5, 17, 23}));
@@ -136,7 +136,7 @@ TEST_F(SsdVerifyProcessTest, Json) {
   SsdDirectory other;
   other.FillWith({ChainIdentity(9, 0)});
   directory_.FlipPayload(0);
-  const Result result = Run({"--json", directory_.path(), other.path()});
+  const Result result = RunVerify({"--json", directory_.path(), other.path()});
   EXPECT_EQ(result.code, 1);
   const nlohmann::json json = nlohmann::json::parse(result.out, nullptr, false);
   ASSERT_FALSE(json.is_discarded()) << result.out;
@@ -157,14 +157,14 @@ TEST_F(SsdVerifyProcessTest, RefusalsAreOneLine) {
   SsdDirectory foreign;
   std::ofstream(foreign.path() + "/letter.txt") << "dear";
   for (const std::string& path : {foreign.path(), foreign.path() + "/none"}) {
-    const Result result = Run({path, "--repair"});
+    const Result result = RunVerify({path, "--repair"});
     EXPECT_EQ(result.code, 2);
     EXPECT_THAT(result.err, HasSubstr(path));
     one_line(result);
   }
   EXPECT_EQ(foreign.Snapshot().size(), 1u);
   const OpenedStore opened(directory_.path());
-  const Result result = Run({directory_.path()});
+  const Result result = RunVerify({directory_.path()});
   EXPECT_EQ(result.code, 3);
   EXPECT_THAT(result.err, HasSubstr("in use"));
   EXPECT_THAT(result.err, HasSubstr("flexkv stop"));
@@ -172,9 +172,9 @@ TEST_F(SsdVerifyProcessTest, RefusalsAreOneLine) {
 }
 
 TEST_F(SsdVerifyProcessTest, Usage) {
-  EXPECT_EQ(Run({}).code, 2);
-  EXPECT_EQ(Run({"--no-such-flag", directory_.path()}).code, 2);
-  const Result help = Run({"--help"});
+  EXPECT_EQ(RunVerify({}).code, 2);
+  EXPECT_EQ(RunVerify({"--no-such-flag", directory_.path()}).code, 2);
+  const Result help = RunVerify({"--help"});
   EXPECT_EQ(help.code, 0);
   EXPECT_THAT(help.out, HasSubstr("Examples:"));
   EXPECT_THAT(help.out, HasSubstr("--repair"));

@@ -143,7 +143,7 @@ absl::Status LookAt(Directory* directory) {
 }
 
 // A missing directory: can it be made; and on which file system?
-absl::Status LookAtParent(SsdResolve resolve, Directory* directory) {
+absl::Status LookAtParent(Directory* directory) {
   const std::string parent = ParentOf(directory->path);
   struct stat info {};
   if (stat(parent.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
@@ -151,19 +151,19 @@ absl::Status LookAtParent(SsdResolve resolve, Directory* directory) {
                                                 parent, " does not exist")));
   }
   directory->device = info.st_dev;
-  int error = access(parent.c_str(), W_OK | X_OK) == 0 ? 0 : errno;
-  if (error == 0 && resolve == SsdResolve::kMake) {
-    error = mkdir(directory->path.c_str(), 0700) == 0 ? 0 : errno;
-    if (error == 0) return LookAt(directory);
-  }
-  if (error == 0) return absl::OkStatus();
-  return Refuse(absl::StrCat(directory->path, " cannot be made: ", std::strerror(error)));
+  if (access(parent.c_str(), W_OK | X_OK) == 0) return absl::OkStatus();
+  return Refuse(absl::StrCat(directory->path, " cannot be made: ", std::strerror(errno)));
+}
+
+absl::Status Make(const Directory& directory) {
+  if (directory.exists || mkdir(directory.path.c_str(), 0700) == 0) return absl::OkStatus();
+  return Refuse(absl::StrCat(directory.path, " cannot be made: ", std::strerror(errno)));
 }
 
 absl::Status Examine(SsdResolve resolve, Directory* directory) {
   struct stat info {};
   const bool missing = lstat(directory->path.c_str(), &info) != 0 && errno == ENOENT;
-  const absl::Status status = missing ? LookAtParent(resolve, directory) : LookAt(directory);
+  const absl::Status status = missing ? LookAtParent(directory) : LookAt(directory);
   if (!status.ok()) return status;
   if (resolve == SsdResolve::kCheck && SsdDirectoryInUse(directory->path)) {
     return absl::AlreadyExistsError(
@@ -263,7 +263,11 @@ absl::Status ResolveSsd(SsdResolve resolve, SsdConfig* config) {
     }
     config->cache_bytes = share * directories.size();
   }
-  return CheckSpace(directories, SsdShareBytes(*config));
+  absl::Status status = CheckSpace(directories, SsdShareBytes(*config));
+  for (const Directory& directory : directories) {
+    if (status.ok() && resolve == SsdResolve::kMake) status = Make(directory);
+  }
+  return status;
 }
 
 }  // namespace flexkv

@@ -153,8 +153,9 @@ int Main(int argc, char** argv) {
   Flags flags;
   app.add_option("--config", flags.config_path, "JSON file with the configuration")
       ->type_name("FILE");
-  app.add_option("--check-config", flags.check_path,
-                 "check FILE, print the effective values, exit 0 or 2")
+  app.add_option(
+         "--check-config", flags.check_path,
+         "check FILE and the SSD directories it names, print the effective values, exit 0 or 2")
       ->type_name("FILE");
   app.add_option("--socket-dir", flags.socket_dir,
                  "directory of the sockets (default $FLEXKV_SOCKET_DIR, $XDG_RUNTIME_DIR/flexkv or "

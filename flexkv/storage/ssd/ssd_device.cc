@@ -47,6 +47,14 @@ struct RemoveMemoryCommand {
 using Command = std::variant<SsdWrite, SsdRead, FreeCommand, RaiseCommand, CreateCommand,
                              DropCommand, AddMemoryCommand, RemoveMemoryCommand>;
 
+// What is worth carrying out when nobody waits for a result any more: it leaves a trace on the disk
+// that is of use, and does not block.
+bool CountsAtTheEnd(const Command& command) {
+  return std::holds_alternative<SsdWrite>(command) ||
+         std::holds_alternative<FreeCommand>(command) ||
+         std::holds_alternative<RaiseCommand>(command);
+}
+
 // Every store has one of these files at least; whether it opens for direct I/O is what the disk
 // went by.
 bool HasDirectIo(const std::string& directory) {
@@ -151,13 +159,17 @@ void SsdDevice::Impl::Run() {
 }
 
 bool SsdDevice::Impl::TakeCommands() {
+  bool last = false;
   {
     std::lock_guard<std::mutex> lock(mutex);
-    if (stopping) return false;
+    last = stopping;
     commands.swap(incoming);
   }
-  for (Command& command : commands) Execute(std::move(command));
+  for (Command& command : commands) {
+    if (!last || CountsAtTheEnd(command)) Execute(std::move(command));
+  }
   commands.clear();
+  if (last) return false;
   // What ended at once is told before the thread waits for the disk.
   Publish();
   return true;

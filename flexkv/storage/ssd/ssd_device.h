@@ -58,8 +58,8 @@ class SsdDevice {
   // Opens and recovers; returns when that is done. Errors of MakeUringDisk, MakeThreadDisk and
   // SsdStore::Open.
   static absl::StatusOr<std::unique_ptr<SsdDevice>> Open(SsdDeviceOptions options);
-  // Commits what was written, within two seconds; the rest is dropped. No memory given to a command
-  // is touched after it returns.
+  // Carries out the writes, frees and epochs that were accepted and commits them, within two
+  // seconds; the rest is dropped. No memory given to a command is touched after it returns.
   ~SsdDevice();
 
   // Found by Open; handed out once.

@@ -19,7 +19,7 @@
 
 namespace flexkv::shm {
 
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 inline constexpr uint64_t kRegionMagic = 0x31564b58454c46ull;  // "FLEXKV1"
 inline constexpr uint32_t kRingSlots = 1024;                   // per direction; power of two
 inline constexpr uint32_t kPayloadBytes = 4u << 20;            // per direction; power of two
@@ -40,8 +40,8 @@ enum class MessageType : uint32_t {
   kRecordGet = 7,     // payload: GetRecordBody
   kEngineStats = 8,   // payload: EngineStatsBody
   // worker -> daemon
-  kOpDone = 16,  // op, status, count = failed positions + payload count * uint32 (position in the
-                 // op's blocks)
+  kOpDone = 16,       // op, first = part, route, status, count = failed positions + payload count *
+                      // uint32 (position in the part's blocks)
   kWorkerReady = 17,  // once, first: from now on this rank takes ops of this boot id
   // daemon -> scheduler
   kLookupReply =
@@ -52,11 +52,16 @@ enum class MessageType : uint32_t {
   kResetReply = 35,   // request = caller's number, status
   kEngineReady = 36,  // first = 1: all ranks attached under this boot id; 0: not (any more)
   // daemon -> worker
-  kOp = 48,        // op, route, count blocks + payload count * OpBlock
-  kRefuseOp = 49,  // op, route
+  kOp =
+      48,  // op, first = part, status = PartFollows, route, count blocks + payload count * OpBlock
+  kRefuseOp = 49,  // op, first = part that will not come, route
 };
 
 enum class WireStatus : uint32_t { kOk = 0, kPartial = 1, kFailed = 2, kRefused = 3, kInvalid = 4 };
+
+// `status` of a kOp. A load may come in parts 0, 1, 2, ..., the last of which may be empty; a store
+// has one part.
+enum class PartFollows : uint32_t { kLast = 0, kMore = 1 };
 
 struct Message {
   uint32_t type = 0;      // MessageType
@@ -66,7 +71,7 @@ struct Message {
   uint64_t lease = 0;
   uint32_t first = 0;
   uint32_t count = 0;
-  uint32_t status = 0;            // WireStatus
+  uint32_t status = 0;            // WireStatus; of a kOp PartFollows
   uint32_t route = 0;             // Route
   uint64_t payload_position = 0;  // where its payload starts (undefined when payload_bytes is 0)
   uint32_t payload_bytes = 0;

@@ -54,6 +54,16 @@ class TableMapper : public SegmentMapper {
   SegmentTable* table_;
 };
 
+// False: a newer daemon's message, or nonsense.
+bool IsOp(const shm::Message& message, size_t payload_bytes) {
+  const bool refusal = message.type == static_cast<uint32_t>(shm::MessageType::kRefuseOp);
+  if (!refusal && message.type != static_cast<uint32_t>(shm::MessageType::kOp)) return false;
+  const auto most =
+      static_cast<uint32_t>(refusal ? shm::PartFollows::kLast : shm::PartFollows::kMore);
+  return message.status <= most && message.route < static_cast<uint32_t>(Route::kNumRoutes) &&
+         message.count <= kMaxOpBlocks && payload_bytes == message.count * sizeof(shm::OpBlock);
+}
+
 DaemonHalf ToDaemonHalf(const shm::Message& message, std::span<const std::byte> payload,
                         uint64_t boot_id) {
   DaemonHalf half;
@@ -61,6 +71,8 @@ DaemonHalf ToDaemonHalf(const shm::Message& message, std::span<const std::byte> 
   half.key = message.op;
   half.route = static_cast<Route>(message.route);
   half.refused = message.type == static_cast<uint32_t>(shm::MessageType::kRefuseOp);
+  half.part = message.first;
+  half.more = message.status == static_cast<uint32_t>(shm::PartFollows::kMore);
   const size_t count = payload.size() / sizeof(shm::OpBlock);
   half.blocks.reserve(count);
   for (size_t i = 0; i < count; ++i) {
@@ -197,12 +209,7 @@ bool WorkerSession::Impl::PumpOnce(Channel* channel) {
     if (result == shm::PopResult::kViolation) channel->MarkDead();
     if (result != shm::PopResult::kMessage) break;
     worked = true;
-    const bool known = message.type == static_cast<uint32_t>(shm::MessageType::kOp) ||
-                       message.type == static_cast<uint32_t>(shm::MessageType::kRefuseOp);
-    if (!known || message.route >= static_cast<uint32_t>(Route::kNumRoutes) ||
-        payload.size() != message.count * sizeof(shm::OpBlock) || message.count > kMaxOpBlocks) {
-      continue;  // a newer daemon's message, or nonsense: never acted upon
-    }
+    if (!IsOp(message, payload.size())) continue;  // never acted upon
     agent->SubmitDaemonHalf(ToDaemonHalf(message, payload, channel->boot_id()));
   }
   return SendResults(channel) || worked;
@@ -220,6 +227,7 @@ bool WorkerSession::Impl::SendResults(Channel* channel) {
     const AgentResult& result = backlog[sent];
     shm::Message message = shm::MakeMessage(shm::MessageType::kOpDone);
     message.op = result.key;
+    message.first = result.part;
     message.status = static_cast<uint32_t>(result.status);
     message.route = static_cast<uint32_t>(result.route);
     message.count = static_cast<uint32_t>(result.failed.size());

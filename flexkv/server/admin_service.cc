@@ -35,10 +35,23 @@ class Service : public admin::v1::Admin::Service {
     if (request->namespace_label().size() > kMaxLabelBytes) {
       return {grpc::StatusCode::INVALID_ARGUMENT, "the namespace label is too long"};
     }
-    const std::optional<uint32_t> cleared = callbacks_.clear(request->namespace_label());
-    if (!cleared.has_value()) return Busy();
-    reply->set_namespaces(*cleared);
-    if (*cleared == 0 && !request->namespace_label().empty()) {
+    const ClearAnswer answer = callbacks_.clear(request->namespace_label());
+    switch (answer.state) {
+      case ClearAnswer::State::kBusy:
+        return Busy();
+      case ClearAnswer::State::kNotNoted:
+        return {grpc::StatusCode::INTERNAL,
+                "nothing of before is served any more, but an SSD device could not note it: after "
+                "a restart its old blocks may come back (see flexkv status for its errors)"};
+      case ClearAnswer::State::kPending:
+        return {grpc::StatusCode::DEADLINE_EXCEEDED,
+                "nothing of before is served any more, but an SSD device has not noted it yet: if "
+                "the daemon is killed now, its old blocks may come back"};
+      case ClearAnswer::State::kDone:
+        break;
+    }
+    reply->set_namespaces(answer.namespaces);
+    if (answer.namespaces == 0 && !request->namespace_label().empty()) {
       return {grpc::StatusCode::NOT_FOUND, "no namespace has that label"};
     }
     return grpc::Status::OK;

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -11,10 +12,22 @@
 
 namespace flexkv {
 
+// What came of a clear within the time that a caller waits.
+struct ClearAnswer {
+  enum class State : uint8_t {
+    kDone,      // nothing of before is matched again, not after a restart either
+    kNotNoted,  // not matched again, but an SSD device would not note it
+    kPending,   // not matched again, but an SSD device has not noted it yet
+    kBusy,      // the control thread did not come to it
+  };
+  State state = State::kBusy;
+  uint32_t namespaces = 0;
+};
+
 struct AdminCallbacks {
   // nullopt: the control thread did not answer in time.
   std::function<std::optional<DaemonSnapshot>()> snapshot;
-  std::function<std::optional<uint32_t>(const std::string& label)> clear;
+  std::function<ClearAnswer(const std::string& label)> clear;
   std::function<void()> stop;
 };
 

@@ -1,6 +1,6 @@
 // A table of keys: each has a name and a function that checks a JSON value and stores it.
-// Everything the reader knows about a key stands in its row; keys of parts that this build lacks
-// stand in a second table.
+// Everything the reader knows about a key stands in its row; the SSD tier's rows are in
+// config_ssd_keys.cc, keys of parts that this build lacks stand in a table of their own.
 #include "flexkv/server/config.h"
 
 #include <sys/stat.h>
@@ -16,74 +16,21 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "flexkv/base/units.h"
+#include "flexkv/server/config_read.h"
+#include "flexkv/server/config_ssd_keys.h"
 #include "flexkv/storage/segment_store.h"
 
 namespace flexkv {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using namespace config_read;  // NOLINT: the readers of values
 
 constexpr uint64_t kMinCacheBytes = 2ull << 20;
 
-// JSON as it appears in a message: one line, short.
-std::string Shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 40) text = text.substr(0, 37) + "...";
-  return text;
-}
-
-absl::Status Bad(const Json& value, std::string_view wanted) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("must be ", std::string(wanted), ", not ", Shown(value)));
-}
-
-absl::Status ReadBool(const Json& value, bool* target) {
-  if (!value.is_boolean()) return Bad(value, "true or false");
-  *target = value.get<bool>();
-  return absl::OkStatus();
-}
-
-template <typename T>
-absl::Status ReadInteger(const Json& value, uint64_t least, uint64_t most, T* target) {
-  const std::string wanted = most == std::numeric_limits<uint64_t>::max()
-                                 ? absl::StrCat("a whole number of at least ", least)
-                                 : absl::StrCat("a whole number from ", least, " to ", most);
-  if (!value.is_number_unsigned()) return Bad(value, wanted);
-  const uint64_t number = value.get<uint64_t>();
-  if (number < least || number > most) return Bad(value, wanted);
-  *target = static_cast<T>(number);
-  return absl::OkStatus();
-}
-
-absl::Status ReadString(const Json& value, std::string* target) {
-  if (!value.is_string()) return Bad(value, "a string");
-  *target = value.get<std::string>();
-  if (target->find('\0') != std::string::npos) return Bad(value, "a string without zero bytes");
-  return absl::OkStatus();
-}
-
-absl::Status ReadSize(const Json& value, const ConfigContext& context, uint64_t least,
-                      uint64_t* target) {
-  uint64_t bytes = 0;
-  if (value.is_number_unsigned()) {
-    bytes = value.get<uint64_t>();
-  } else if (value.is_string()) {
-    absl::StatusOr<uint64_t> parsed =
-        ParseBytes(value.get<std::string>(), context.available_memory_bytes);
-    if (!parsed.ok()) return parsed.status();
-    bytes = *parsed;
-  } else {
-    return Bad(value, "a number of bytes, or a string such as \"200GB\" or \"25%\"");
-  }
-  if (bytes < least) return Bad(value, absl::StrCat("at least ", FormatBytes(least)));
-  *target = bytes;
-  return absl::OkStatus();
-}
-
 absl::Status ReadCacheBytes(const Json& value, const ConfigContext& context, DaemonConfig* config) {
-  if (absl::Status status = ReadSize(value, context, kMinCacheBytes, &config->cpu_cache_bytes);
+  if (absl::Status status =
+          ReadSize(value, context.available_memory_bytes, kMinCacheBytes, &config->cpu_cache_bytes);
       !status.ok()) {
     return status;
   }
@@ -94,22 +41,6 @@ absl::Status ReadCacheBytes(const Json& value, const ConfigContext& context, Dae
                                                    " of memory available"));
   }
   return absl::OkStatus();
-}
-
-absl::Status ReadRatio(const Json& value, bool zero_allowed, double* target) {
-  const std::string wanted = zero_allowed ? "a number from 0 to 1" : "a number above 0, at most 1";
-  if (!value.is_number()) return Bad(value, wanted);
-  const double number = value.get<double>();
-  if (!(number >= 0 && number <= 1) || (number == 0 && !zero_allowed)) return Bad(value, wanted);
-  *target = number;
-  return absl::OkStatus();
-}
-
-absl::Status ReadChoice(const Json& value, const std::vector<std::string>& choices,
-                        std::string* target) {
-  if (absl::Status status = ReadString(value, target); !status.ok()) return status;
-  if (std::find(choices.begin(), choices.end(), *target) != choices.end()) return absl::OkStatus();
-  return Bad(value, absl::StrCat("one of ", absl::StrJoin(choices, ", ")));
 }
 
 absl::Status ReadSocketDir(const Json& value, std::string* target) {
@@ -190,7 +121,8 @@ const std::vector<std::string>& LogLevels() {
 const std::array<Key, 20> kKeys = {{
     FLEXKV_KEY("cpu_cache_bytes", ReadCacheBytes(v, context, c)),
     FLEXKV_KEY("num_cpu_blocks", ReadInteger(v, 1, kNoLimit, &c->num_cpu_blocks)),
-    FLEXKV_KEY("segment_bytes", ReadSize(v, context, kSegmentAlign, &c->segment_bytes)),
+    FLEXKV_KEY("segment_bytes",
+               ReadSize(v, context.available_memory_bytes, kSegmentAlign, &c->segment_bytes)),
     FLEXKV_KEY("evict_ratio", ReadRatio(v, true, &c->evict_ratio)),
     FLEXKV_KEY("evict_start_ratio", ReadRatio(v, false, &c->evict_start_ratio)),
     FLEXKV_KEY("eviction_policy", ReadChoice(v, {"lru"}, &c->eviction_policy)),
@@ -213,11 +145,10 @@ const std::array<Key, 20> kKeys = {{
 
 // Keys that other builds know. Their "off" values are accepted, so that one file serves several
 // builds.
-constexpr std::array<const char*, 14> kOtherBuilds = {
-    "enable_ssd",          "ssd_cache_dir",       "num_ssd_blocks",    "ssd_cache_iouring_entries",
-    "ssd_cache_bytes",     "enable_remote",       "num_remote_blocks", "remote_cache_bytes",
-    "use_ce_transfer_h2d", "use_ce_transfer_d2h", "transfer_sms_h2d",  "transfer_sms_d2h",
-    "enable_trace",        "trace_file_path"};
+constexpr std::array<const char*, 9> kOtherBuilds = {
+    "enable_remote",       "num_remote_blocks",   "remote_cache_bytes",
+    "use_ce_transfer_h2d", "use_ce_transfer_d2h", "transfer_sms_h2d",
+    "transfer_sms_d2h",    "enable_trace",        "trace_file_path"};
 
 bool IsOff(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -228,6 +159,7 @@ bool IsOff(const Json& value) {
 absl::Status UnknownKey(const std::string& name) {
   std::vector<std::string> known(std::begin(kOtherBuilds), std::end(kOtherBuilds));
   for (const Key& key : kKeys) known.emplace_back(key.name);
+  for (const SsdKey& key : SsdKeys()) known.emplace_back(key.name);
   const std::string nearest = NearestName(name, known);
   return absl::InvalidArgumentError(
       nearest.empty() ? "unknown key" : absl::StrCat("unknown key; did you mean ", nearest, "?"));
@@ -237,6 +169,10 @@ absl::Status ReadKey(const std::string& name, const Json& value, const ConfigCon
                      DaemonConfig* config) {
   for (const Key& key : kKeys) {
     if (name == key.name) return key.read(value, context, config);
+  }
+  for (const SsdKey& key : SsdKeys()) {
+    if (name != key.name) continue;
+    return value.is_null() ? absl::OkStatus() : key.read(value, &config->ssd);
   }
   for (const char* other : kOtherBuilds) {
     if (name != other) continue;
@@ -302,6 +238,7 @@ absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, const ConfigCont
       return absl::InvalidArgumentError(absl::StrCat(ShownKey(name), ": ", status.message()));
     }
   }
+  if (absl::Status status = CheckSsdKeys(config.ssd); !status.ok()) return status;
   FinishConfig(context, &config);
   return config;
 }
@@ -342,6 +279,7 @@ std::string ConfigToJson(const DaemonConfig& config) {
   json["lock_memory"] = config.lock_memory;
   json["prefault"] = config.prefault;
   json["numa_node"] = config.numa_node;
+  SsdToJson(config.ssd, &json);
   json["eviction_policy"] = config.eviction_policy;
   json["evict_ratio"] = config.evict_ratio;
   json["evict_start_ratio"] = config.evict_start_ratio;

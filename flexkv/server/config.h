@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "flexkv/server/config_ssd.h"
 
 namespace flexkv {
 
@@ -23,6 +24,8 @@ struct DaemonConfig {
   bool lock_memory = true;              // mlock as far as RLIMIT_MEMLOCK allows
   bool prefault = true;                 // populate memory in the background
   int numa_node = -1;                   // -1: wherever the kernel puts it
+
+  SsdConfig ssd;
 
   // Policy.
   std::string eviction_policy = "lru";

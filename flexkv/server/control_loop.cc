@@ -32,16 +32,18 @@ constexpr TimeNs kStallLimitNs =
 
 }  // namespace
 
-ControlLoop::ControlLoop(Options options, MemfdSegmentStore* segments, int doorbell_fd,
-                         shm::Bell* doorbell)
+ControlLoop::ControlLoop(Options options, MemfdSegmentStore* segments, SsdTier* ssd,
+                         int doorbell_fd, shm::Bell* doorbell)
     : options_(std::move(options)),
       segments_(segments),
+      ssd_(ssd),
       doorbell_fd_(doorbell_fd),
       doorbell_(doorbell),
       mailbox_(doorbell),
       executor_(&clock_),
       transfers_({}, {&executor_}),
-      manager_(options_.cache, segments, &transfers_),
+      manager_(options_.cache, ssd == nullptr ? segments : ssd->segments(), &transfers_,
+               ssd == nullptr ? std::vector<SsdPort*>() : ssd->ports()),
       started_(clock_.Now()),
       last_client_(started_) {
   executor_.SetDirectory(this);
@@ -98,7 +100,8 @@ bool ControlLoop::HasRingWork() const {
 }
 
 bool ControlLoop::HasWork() const {
-  return mailbox_.Waiting() || HasRingWork() || executor_.HasResults();
+  return mailbox_.Waiting() || HasRingWork() || executor_.HasResults() ||
+         (ssd_ != nullptr && ssd_->HasResults());
 }
 
 TimeNs ControlLoop::SleepTime() const {
@@ -172,11 +175,18 @@ absl::Status ControlLoop::Handle(ClientConnection* client) {
 
 void ControlLoop::TickIfDue() {
   const TimeNs interval = dirty_ ? kBusyTickNs : kIdleTickNs;
-  if (!executor_.HasResults() && now_ - last_tick_ < interval) return;
+  const bool results = executor_.HasResults() || (ssd_ != nullptr && ssd_->HasResults());
+  if (!results && now_ - last_tick_ < interval) return;
   last_tick_ = now_;
+  bool ssd_results = false;
+  if (ssd_ != nullptr) {
+    ssd_results = ssd_->Collect();
+    ssd_->Sample(now_);
+  }
   executor_.SyncSegments();
   manager_.Tick(now_);
-  dirty_ = executor_.TakeBlocked() || executor_.HasResults();
+  // Results of the SSD tier made room for what waits: that is looked at soon, not in 100 ms.
+  dirty_ = executor_.TakeBlocked() || executor_.HasResults() || ssd_results;
   DeliverEvents();
   if (!dirty_) ReportPages();
 }
@@ -197,11 +207,25 @@ void ControlLoop::ReportPages() {
 void ControlLoop::DeliverEvents() {
   events_.clear();
   manager_.TakeEvents(&events_);
-  for (const ManagerEvent& event : events_) {
-    for (auto& [id, engine] : engines_) {
-      if (engine->handle() == event.engine) engine->OnEvent(event, now_);
-    }
+  for (const ManagerEvent& event : events_) Deliver(event);
+}
+
+// Handle 0 is nobody's: an engine that is not complete has it too.
+void ControlLoop::Deliver(const ManagerEvent& event) {
+  if (event.engine == 0) {
+    if (event.kind == ManagerEvent::Kind::kResetDone) FinishClear(event);
+    return;
   }
+  for (auto& [id, engine] : engines_) {
+    if (engine->handle() == event.engine) engine->OnEvent(event, now_);
+  }
+}
+
+void ControlLoop::FinishClear(const ManagerEvent& event) {
+  auto clear = clears_.extract(event.key);
+  if (clear.empty()) return;
+  clear.mapped().outcome.noted = event.status == OpStatus::kOk;
+  clear.mapped().done(clear.mapped().outcome);
 }
 
 void ControlLoop::FlushClients() {
@@ -341,9 +365,12 @@ bool ControlLoop::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen,
   return manager_.SegmentsOf(engine, rank, seen, segments);
 }
 
-uint32_t ControlLoop::Clear(const std::string& label) {
+uint32_t ControlLoop::Clear(const std::string& label, std::function<void(ClearOutcome)> done) {
   dirty_ = true;
-  return manager_.ResetByLabel(label, 1, now_);
+  const uint64_t tag = next_clear_++;
+  const uint32_t namespaces = manager_.ResetByLabel(label, tag, now_);
+  clears_.emplace(tag, PendingClear{{.namespaces = namespaces}, std::move(done)});
+  return namespaces;
 }
 
 DaemonSnapshot ControlLoop::TakeSnapshot() {
@@ -360,6 +387,7 @@ DaemonSnapshot ControlLoop::TakeSnapshot() {
   snapshot.handshakes_timed_out = io_->counters().timed_out.load();
   snapshot.cache = manager_.status();
   snapshot.memory = segments_->stats();
+  if (ssd_ != nullptr) snapshot.ssd_devices = ssd_->Snapshot(now_);
   snapshot.match_latency_ns = match_latency_ns_.snapshot();
   constexpr std::array<const char*, 2> kNames = {"device_to_cpu", "cpu_to_device"};
   for (size_t i = 0; i < kNames.size(); ++i) {

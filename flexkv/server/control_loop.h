@@ -20,6 +20,7 @@
 #include "flexkv/server/io_thread.h"
 #include "flexkv/server/mailbox.h"
 #include "flexkv/server/snapshot.h"
+#include "flexkv/server/ssd_tier.h"
 #include "flexkv/transfer/transfer_engine.h"
 
 namespace flexkv {
@@ -34,13 +35,20 @@ struct ControlLoopOptions {
   std::function<void()> on_idle_exit;
 };
 
+// How a clear ended, see ControlLoop::Clear.
+struct ClearOutcome {
+  uint32_t namespaces = 0;
+  bool noted = true;  // false: an SSD device would not note it
+};
+
 class ControlLoop : public IoEvents, public ArenaDirectory {
  public:
   using Options = ControlLoopOptions;
 
-  // `doorbell_fd` is passed to clients; `doorbell` is its mapping; both and `segments` outlive the
-  // loop.
-  ControlLoop(Options options, MemfdSegmentStore* segments, int doorbell_fd, shm::Bell* doorbell);
+  // `doorbell_fd` is passed to clients; `doorbell` is its mapping; both, `segments` and `ssd`
+  // (null: no SSD tier) outlive the loop.
+  ControlLoop(Options options, MemfdSegmentStore* segments, SsdTier* ssd, int doorbell_fd,
+              shm::Bell* doorbell);
   ~ControlLoop() override;
 
   // `io` outlives the thread. Start once, Stop once; after Stop nothing runs any more.
@@ -51,7 +59,10 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
 
   // Control thread (use mailbox()->Call).
   DaemonSnapshot TakeSnapshot();
-  uint32_t Clear(const std::string& label);
+  // Forgets what is cached under a label ("" = all) and returns how many namespaces that were;
+  // `done` is called on the control thread once the SSD devices have noted it (at once without
+  // any), or dropped uncalled when the loop ends before. Matches end on return.
+  uint32_t Clear(const std::string& label, std::function<void(ClearOutcome)> done);
 
   // IoEvents: any thread, posted.
   void OnClient(NewClient client) override;
@@ -75,6 +86,8 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   absl::Status HandleWorkerMessage(ClientConnection* client);
   void TickIfDue();
   void DeliverEvents();
+  void Deliver(const ManagerEvent& event);
+  void FinishClear(const ManagerEvent& event);
   void FlushClients();
   bool HasWork() const;
   bool HasRingWork() const;
@@ -96,6 +109,7 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   const Options options_;
   SteadyClock clock_;
   MemfdSegmentStore* segments_;
+  SsdTier* ssd_;  // may be null
   const int doorbell_fd_;
   shm::Bell* doorbell_;
   Mailbox mailbox_;
@@ -115,9 +129,15 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   uint64_t clients_dropped_ = 0;
   PageKind pages_ = PageKind::kUnknown;  // as last said in the log
   Histogram match_latency_ns_;
-  shm::Message message_;              // scratch
-  std::vector<std::byte> payload_;    // scratch
-  std::vector<ManagerEvent> events_;  // scratch
+  struct PendingClear {
+    ClearOutcome outcome;
+    std::function<void(ClearOutcome)> done;
+  };
+  uint64_t next_clear_ = 1;
+  std::map<uint64_t, PendingClear> clears_;  // by tag; waiting for their kResetDone
+  shm::Message message_;                     // scratch
+  std::vector<std::byte> payload_;           // scratch
+  std::vector<ManagerEvent> events_;         // scratch
 
   std::atomic<bool> stopping_{false};
   std::thread thread_;

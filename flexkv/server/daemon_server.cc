@@ -5,7 +5,10 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +16,7 @@
 #include "flexkv/server/control_loop.h"
 #include "flexkv/server/io_thread.h"
 #include "flexkv/server/metrics_server.h"
+#include "flexkv/server/ssd_tier.h"
 #include "flexkv/server/status_proto.h"
 #include "proto/packet_socket.h"
 #include "spdlog/spdlog.h"
@@ -33,6 +37,19 @@ uint64_t MakeBootId() {
   return id;
 }
 
+SsdTierOptions TierOptions(const SsdConfig& config) {
+  constexpr uint64_t kMinSegmentBytes = 2ull << 20;
+  SsdTierOptions options;
+  options.cache_bytes = config.cache_bytes;
+  options.num_blocks = config.num_blocks;
+  // A directory's share in several pieces, so that a failed one does not take all of it.
+  options.segment_bytes =
+      std::min(config.segment_bytes, std::max(kMinSegmentBytes, SsdShareBytes(config) / 4));
+  options.write_bytes_per_s = config.write_bytes_per_s;
+  options.admission = config.admission;
+  return options;
+}
+
 ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id,
                                std::function<void()> on_stop_wanted) {
   ControlLoopOptions options;
@@ -42,6 +59,7 @@ ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id,
   options.cache.evict_ratio = config.evict_ratio;
   options.cache.evict_start_ratio = config.evict_start_ratio;
   options.cache.lease_timeout_ns = config.lease_timeout_ms * kNsPerMs;
+  if (config.ssd.enabled) options.cache.ssd = TierOptions(config.ssd);
   options.max_engines = config.max_engines;
   options.spin_us = config.spin_us;
   options.idle_exit_s = config.idle_exit_s;
@@ -79,6 +97,34 @@ PageKind ProbePages(MemfdSegmentStore* segments, bool prefault) {
   return kind;
 }
 
+// Waits for one clear, on the caller's thread. Shared with the control thread, since that may end
+// it after the caller gave up.
+class ClearWait {
+ public:
+  void Began(uint32_t namespaces) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    answer_ = {ClearAnswer::State::kPending, namespaces};
+  }
+  void Done(ClearOutcome outcome) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    answer_ = {outcome.noted ? ClearAnswer::State::kDone : ClearAnswer::State::kNotNoted,
+               outcome.namespaces};
+    done_ = true;
+    ended_.notify_all();
+  }
+  ClearAnswer Wait(std::chrono::milliseconds timeout) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ended_.wait_for(lock, timeout, [this] { return done_; });
+    return answer_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  ClearAnswer answer_;  // guarded by mutex_
+  bool done_ = false;   // guarded by mutex_
+};
+
 // Members are made from top to bottom and destroyed from bottom to top.
 struct DaemonServer::Impl {
   explicit Impl(SocketDir socket_dir) : dir(std::move(socket_dir)) {}
@@ -91,7 +137,10 @@ struct DaemonServer::Impl {
 
   absl::Status StartAll(const DaemonConfig& config, std::function<void()> on_stop_wanted);
   absl::Status StartOutside(const DaemonConfig& config, std::function<void()> on_stop_wanted);
+  absl::Status OpenSsd(SsdConfig* config);
   std::optional<DaemonSnapshot> Snapshot();
+  ClearAnswer Clear(const std::string& label);
+  shm::Bell* Doorbell() { return reinterpret_cast<shm::Bell*>(doorbell.data()); }
 
   SocketDir dir;
   uint64_t boot_id = MakeBootId();
@@ -100,6 +149,7 @@ struct DaemonServer::Impl {
   UniqueFd doorbell_fd;
   SharedMapping doorbell;
   std::unique_ptr<MemfdSegmentStore> segments;
+  std::unique_ptr<SsdTier> ssd;  // null: none
   std::unique_ptr<ControlLoop> loop;
   std::unique_ptr<IoThread> io;
   std::unique_ptr<AdminServer> admin;
@@ -114,6 +164,29 @@ std::optional<DaemonSnapshot> DaemonServer::Impl::Snapshot() {
     snapshot->prefault = prefault;
   }
   return snapshot;
+}
+
+ClearAnswer DaemonServer::Impl::Clear(const std::string& label) {
+  auto wait = std::make_shared<ClearWait>();
+  const bool posted = loop->mailbox()->Post([this, label, wait] {
+    wait->Began(loop->Clear(label, [wait](ClearOutcome outcome) { wait->Done(outcome); }));
+  });
+  return posted ? wait->Wait(kCallTimeout) : ClearAnswer();
+}
+
+absl::Status DaemonServer::Impl::OpenSsd(SsdConfig* config) {
+  if (!config->enabled) return absl::OkStatus();
+  if (absl::Status status = ResolveSsd(SsdResolve::kMake, config); !status.ok()) return status;
+  SsdTierConfig tier;
+  tier.directories = config->directories;
+  tier.bytes_per_directory = SsdShareBytes(*config);
+  tier.queue_depth = config->queue_depth;
+  tier.backend = config->backend;
+  tier.wake = [bell = Doorbell()] { shm::RingBell(bell); };
+  absl::StatusOr<std::unique_ptr<SsdTier>> opened = SsdTier::Open(tier, segments.get());
+  if (!opened.ok()) return opened.status();
+  ssd = std::move(*opened);
+  return absl::OkStatus();
 }
 
 absl::Status DaemonServer::Impl::StartAll(const DaemonConfig& config,
@@ -138,9 +211,11 @@ absl::Status DaemonServer::Impl::StartAll(const DaemonConfig& config,
   segments = std::move(*store);
   page_kind = ProbePages(segments.get(), config.prefault);
 
-  loop = std::make_unique<ControlLoop>(LoopOptions(config, boot_id, on_stop_wanted), segments.get(),
-                                       doorbell_fd.get(),
-                                       reinterpret_cast<shm::Bell*>(doorbell.data()));
+  // Recovery comes first: engines find the socket when everything that was committed is known.
+  DaemonConfig effective = config;
+  if (absl::Status status = OpenSsd(&effective.ssd); !status.ok()) return status;
+  loop = std::make_unique<ControlLoop>(LoopOptions(effective, boot_id, on_stop_wanted),
+                                       segments.get(), ssd.get(), doorbell_fd.get(), Doorbell());
   return StartOutside(config, std::move(on_stop_wanted));
 }
 
@@ -164,10 +239,7 @@ absl::Status DaemonServer::Impl::StartOutside(const DaemonConfig& config,
 
   AdminCallbacks callbacks;
   callbacks.snapshot = [this] { return Snapshot(); };
-  callbacks.clear = [this](const std::string& label) {
-    return loop->mailbox()->Call<uint32_t>(kCallTimeout,
-                                           [this, label] { return loop->Clear(label); });
-  };
+  callbacks.clear = [this](const std::string& label) { return Clear(label); };
   callbacks.stop = std::move(on_stop_wanted);
   absl::StatusOr<std::unique_ptr<AdminServer>> admin_server =
       AdminServer::Start(paths.admin, std::move(callbacks));

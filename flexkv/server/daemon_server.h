@@ -16,14 +16,15 @@ namespace flexkv {
 class DaemonServer {
  public:
   // Starts listening; engines can attach when it returns. `config` as FinishConfig leaves it, with
-  // a socket directory ("" is refused). `on_stop_wanted` is called on another thread when somebody
-  // asks the daemon to stop (gRPC, idle exit); the owner then destroys the server. AlreadyExists:
-  // another daemon holds the directory. PermissionDenied, NotFound, InvalidArgument: the directory
-  // is not usable. ResourceExhausted, Unavailable: no memory, descriptors or address.
+  // a socket directory ("" is refused); SSD devices recover first. `on_stop_wanted` is called on
+  // another thread when somebody asks the daemon to stop (gRPC, idle exit); the owner then destroys
+  // the server. AlreadyExists: another daemon holds the directory, or one of the SSD tier's.
+  // PermissionDenied, NotFound, InvalidArgument: a directory is not usable. ResourceExhausted,
+  // Unavailable: no memory, descriptors or address.
   static absl::StatusOr<std::unique_ptr<DaemonServer>> Start(const DaemonConfig& config,
                                                              std::function<void()> on_stop_wanted);
-  // Stops in order: no new callers, no new clients, then the control thread. Mappings of clients
-  // stay valid.
+  // Stops in order: no new callers, no new clients, then the control thread, then the SSD devices
+  // (they commit what was written, within 2 s). Mappings of clients stay valid.
   ~DaemonServer();
 
   const SocketPaths& paths() const;

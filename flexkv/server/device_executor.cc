@@ -71,7 +71,7 @@ void DeviceExecutor::RemoveEngine(EngineHandle engine) {
 void DeviceExecutor::RemoveWorker(ClientConnection* client) {
   auto it = workers_.find(client->id());
   if (it == workers_.end()) return;
-  for (const auto& [key, op] : it->second.running) {
+  for (const auto& [part, op] : it->second.running) {
     Finish(it->second, op, {op.id, OpStatus::kFailed, AllPositions(op.num_blocks)});
   }
   std::erase_if(by_rank_, [client](const auto& entry) { return entry.second == client->id(); });
@@ -97,9 +97,10 @@ absl::Status DeviceExecutor::OnOpDone(const ClientConnection* client, const shm:
                                       std::span<const std::byte> payload) {
   Worker* worker = Find(client);
   if (worker == nullptr) return absl::InvalidArgumentError("an op ended that was never sent");
-  auto it = worker->running.find(message.op);
+  const PartKey part{message.op, message.first};
+  auto it = worker->running.find(part);
   if (it == worker->running.end()) {
-    auto refused = std::find(worker->refused.begin(), worker->refused.end(), message.op);
+    auto refused = std::find(worker->refused.begin(), worker->refused.end(), part);
     if (refused == worker->refused.end())
       return absl::InvalidArgumentError("an op ended that was not under way");
     worker->refused.erase(refused);
@@ -127,13 +128,15 @@ void DeviceExecutor::Finish(const Worker& worker, const Running& op, OpResult re
   results_.push_back(std::move(result));
 }
 
-void DeviceExecutor::Refuse(ClientConnection* client, OpKey key, Route route) {
+void DeviceExecutor::Refuse(ClientConnection* client, OpKey key, Route route, uint32_t part) {
   Worker& worker = workers_[client->id()];
   worker.client = client;
-  worker.refused.push_back(key);
+  if (worker.running.contains({key, part})) return;
+  worker.refused.push_back({key, part});
   if (worker.refused.size() > kRememberedRefusals) worker.refused.pop_front();
   shm::Message message = shm::MakeMessage(shm::MessageType::kRefuseOp);
   message.op = key;
+  message.first = part;
   message.route = static_cast<uint32_t>(route);
   client->Send(message, clock_->Now());
 }
@@ -192,17 +195,27 @@ bool DeviceExecutor::Supports(Route route) const {
   return route == Route::kDeviceToCpu || route == Route::kCpuToDevice;
 }
 
-void DeviceExecutor::EndFailed(const TransferOp& op) {
+// An op that its worker (null: gone) never sees ends without a copy. The worker is told, or the
+// engine would wait in vain for this half, or for the parts behind it.
+void DeviceExecutor::EndUnsent(Worker* worker, const TransferOp& op) {
+  if (worker != nullptr) Refuse(worker->client, op.key, op.route, op.part);
   results_.push_back(
       {op.id, OpStatus::kFailed, AllPositions(static_cast<uint32_t>(op.blocks.size()))});
 }
 
+// A message can carry it, and the worker would take it.
+bool DeviceExecutor::Sendable(const TransferOp& op) {
+  if (op.blocks.size() > kMaxOpBlocks) return false;
+  if (op.route == Route::kDeviceToCpu && (op.part > 0 || op.more)) return false;
+  return !op.blocks.empty() || (op.part > 0 && !op.more);
+}
+
 bool DeviceExecutor::Submit(const TransferOp& op) {
   Worker* worker = Find(op.engine, op.rank);
-  // A lost engine, an op that no message can carry, a key that is still under way from an earlier
-  // attachment: such ops end at once, without a copy.
-  if (worker == nullptr || op.blocks.size() > kMaxOpBlocks || worker->running.contains(op.key)) {
-    EndFailed(op);
+  const PartKey part{op.key, op.part};
+  // Of a lost engine, or a key that is still under way from an earlier attachment.
+  if (worker == nullptr || !Sendable(op) || worker->running.contains(part)) {
+    EndUnsent(worker, op);
     return true;
   }
   if (!SyncSegments(worker)) {
@@ -211,7 +224,7 @@ bool DeviceExecutor::Submit(const TransferOp& op) {
   }
   if (!KnowsSegments(*worker, op)) {
     spdlog::error("an op uses a segment that is not its engine's; it ends as failed");
-    EndFailed(op);
+    EndUnsent(worker, op);
     return true;
   }
   scratch_.clear();
@@ -220,6 +233,9 @@ bool DeviceExecutor::Submit(const TransferOp& op) {
   }
   shm::Message message = shm::MakeMessage(shm::MessageType::kOp);
   message.op = op.key;
+  message.first = op.part;
+  message.status =
+      static_cast<uint32_t>(op.more ? shm::PartFollows::kMore : shm::PartFollows::kLast);
   message.route = static_cast<uint32_t>(op.route);
   message.count = static_cast<uint32_t>(op.blocks.size());
   const TimeNs now = clock_->Now();
@@ -227,7 +243,7 @@ bool DeviceExecutor::Submit(const TransferOp& op) {
     blocked_ = true;
     return false;
   }
-  worker->running.emplace(op.key, Running{op.id, op.route, message.count, now});
+  worker->running.emplace(part, Running{op.id, op.route, message.count, now});
   return true;
 }
 

@@ -2,10 +2,13 @@
 // ring, its end comes back as kOpDone. Whatever the worker does, an accepted op ends exactly once
 // here; until the worker said so, said goodbye or died, its arena places belong to the copy.
 // Control thread only.
+//
+// Parts of a load are messages of their own, under way at the same time, known by key and part.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <set>
 #include <span>
@@ -53,8 +56,10 @@ class DeviceExecutor : public Executor {
   // A kOpDone. InvalidArgument: a protocol violation, in words.
   absl::Status OnOpDone(const ClientConnection* worker, const shm::Message& message,
                         std::span<const std::byte> payload);
-  // The daemon half of `key` will not come; remembered, since the worker answers that too.
-  void Refuse(ClientConnection* worker, OpKey key, Route route);
+  // The daemon half of `key` will not come, from part `part` on; remembered, since the worker
+  // answers that too. Nothing happens while that very part is under way: its end could not be told
+  // from the answer.
+  void Refuse(ClientConnection* worker, OpKey key, Route route, uint32_t part = 0);
 
   // Sends segments that were made or taken back since, as far as the sockets take them.
   void SyncSegments();
@@ -75,6 +80,16 @@ class DeviceExecutor : public Executor {
   const RouteMetrics& metrics(Route route) const { return metrics_[static_cast<size_t>(route)]; }
 
  private:
+  struct PartKey {
+    OpKey key = 0;
+    uint32_t part = 0;
+    friend bool operator==(const PartKey&, const PartKey&) = default;
+  };
+  struct PartKeyHash {
+    size_t operator()(const PartKey& part) const {
+      return std::hash<OpKey>()(part.key + part.part * 0x9e3779b97f4a7c15ull);
+    }
+  };
   struct Running {
     OpId id = 0;
     Route route = Route::kDeviceToCpu;
@@ -85,8 +100,8 @@ class DeviceExecutor : public Executor {
     ClientConnection* client = nullptr;
     EngineHandle engine = 0;  // 0: not attached
     uint32_t rank = 0;
-    std::unordered_map<OpKey, Running> running;
-    std::deque<OpKey> refused;  // latest refusals, bounded
+    std::unordered_map<PartKey, Running, PartKeyHash> running;
+    std::deque<PartKey> refused;  // latest refusals, bounded
     uint64_t seen_segments = 0;
     std::set<SegmentId> segments;  // sent, or in `packets`
     std::deque<shm::SegmentPacket> packets;
@@ -97,7 +112,8 @@ class DeviceExecutor : public Executor {
   // False while segment packets are waiting for room in the socket.
   bool SyncSegments(Worker* worker);
   bool KnowsSegments(const Worker& worker, const TransferOp& op) const;
-  void EndFailed(const TransferOp& op);
+  static bool Sendable(const TransferOp& op);
+  void EndUnsent(Worker* worker, const TransferOp& op);
   void Finish(const Worker& worker, const Running& op, OpResult result);
 
   const Clock* clock_;

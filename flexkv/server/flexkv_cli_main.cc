@@ -9,6 +9,7 @@
 #include "flexkv/server/admin_client.h"
 #include "flexkv/server/metrics_server.h"
 #include "flexkv/server/socket_dir.h"
+#include "flexkv/server/ssd_command.h"
 #include "flexkv/server/status_text.h"
 
 namespace flexkv {
@@ -77,7 +78,8 @@ int Main(int argc, char** argv) {
       "  flexkv status                     memory, hit rate, engines, latencies\n"
       "  flexkv status --json | jq .counters\n"
       "  flexkv clear --namespace my-model forget what is cached for one model\n"
-      "  flexkv stop\n\n"
+      "  flexkv stop\n"
+      "  flexkv ssd verify /mnt/nvme0/flexkv\n\n"
       "Exit codes: 0 done, 1 failed, 2 usage, 3 no daemon runs.\n"};
   app.require_subcommand(1);
   app.fallthrough();
@@ -93,11 +95,13 @@ int Main(int argc, char** argv) {
   clear->add_option("--namespace", label, "label as shown by status")->type_name("LABEL");
   CLI::App* stop = app.add_subcommand("stop", "stop the daemon");
   CLI::App* metrics = app.add_subcommand("metrics", "print the Prometheus metrics");
+  const SsdCommand ssd(&app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
+  if (ssd.parsed()) return ssd.Run();
   const SocketPaths paths(socket_dir.empty() ? DefaultSocketDir() : socket_dir);
   if (metrics->parsed()) return RunMetrics(paths);
   absl::StatusOr<std::unique_ptr<AdminClient>> client = AdminClient::Connect(paths.admin);

@@ -68,6 +68,13 @@ absl::StatusOr<DaemonConfig> EffectiveConfig(const Flags& flags) {
   return config;
 }
 
+int CheckOnly(DaemonConfig config) {
+  if (absl::Status status = ResolveSsd(SsdResolve::kCheck, &config.ssd); !status.ok())
+    return Fail(kExitConfig, Words(status));
+  std::printf("%s\n", ConfigToJson(config).c_str());
+  return kExitOk;
+}
+
 // Threads inherit the mask, so only sigwait below sees these signals.
 sigset_t BlockSignals() {
   sigset_t wanted;
@@ -146,8 +153,9 @@ int Main(int argc, char** argv) {
   Flags flags;
   app.add_option("--config", flags.config_path, "JSON file with the configuration")
       ->type_name("FILE");
-  app.add_option("--check-config", flags.check_path,
-                 "check FILE, print the effective values, exit 0 or 2")
+  app.add_option(
+         "--check-config", flags.check_path,
+         "check FILE and the SSD directories it names, print the effective values, exit 0 or 2")
       ->type_name("FILE");
   app.add_option("--socket-dir", flags.socket_dir,
                  "directory of the sockets (default $FLEXKV_SOCKET_DIR, $XDG_RUNTIME_DIR/flexkv or "
@@ -171,10 +179,7 @@ int Main(int argc, char** argv) {
   }
   const absl::StatusOr<DaemonConfig> config = EffectiveConfig(flags);
   if (!config.ok()) return Fail(kExitConfig, Words(config.status()));
-  if (!flags.check_path.empty()) {
-    std::printf("%s\n", ConfigToJson(*config).c_str());
-    return kExitOk;
-  }
+  if (!flags.check_path.empty()) return CheckOnly(*config);
   return Serve(*config);
 }
 

@@ -1,6 +1,7 @@
 #include <array>
 
 #include "flexkv/server/metrics_server.h"
+#include "flexkv/server/metrics_ssd.h"
 
 namespace flexkv {
 namespace {
@@ -13,7 +14,7 @@ struct CounterRow {
   uint64_t CacheCounters::*field;
 };
 
-constexpr std::array<CounterRow, 26> kCounters = {{
+constexpr std::array<CounterRow, 32> kCounters = {{
     {"flexkv_lookups_total", "Prefix lookups.", &CacheCounters::lookups},
     {"flexkv_lookup_blocks_total", "Blocks that lookups asked for.", &CacheCounters::lookup_blocks},
     {"flexkv_matched_blocks_total", "Blocks that lookups found ready.",
@@ -54,6 +55,17 @@ constexpr std::array<CounterRow, 26> kCounters = {{
      &CacheCounters::failed_tokens},
     {"flexkv_load_bytes_total", "Bytes loaded into engines.", &CacheCounters::load_bytes},
     {"flexkv_store_bytes_total", "Bytes stored from engines.", &CacheCounters::store_bytes},
+    {"flexkv_ssd_load_blocks_total", "Blocks read from SSD.", &CacheCounters::ssd_load_blocks},
+    {"flexkv_ssd_read_failed_blocks_total", "Reads from SSD that failed: misses.",
+     &CacheCounters::ssd_read_failed_blocks},
+    {"flexkv_ssd_written_blocks_total", "Blocks written back to SSD.",
+     &CacheCounters::ssd_written_blocks},
+    {"flexkv_ssd_write_failed_blocks_total", "Writes back that failed.",
+     &CacheCounters::ssd_write_failed_blocks},
+    {"flexkv_ssd_skipped_blocks_total", "Blocks not written back.",
+     &CacheCounters::ssd_skipped_blocks},
+    {"flexkv_ssd_evicted_blocks_total", "Blocks that gave way to others on SSD.",
+     &CacheCounters::ssd_evicted_blocks},
 }};
 
 void AddNamespaces(const DaemonSnapshot& snapshot, PrometheusText* page) {
@@ -167,6 +179,7 @@ std::string MetricsText(const DaemonSnapshot& snapshot) {
   AddMemory(snapshot, &page);
   AddNamespaces(snapshot, &page);
   AddRoutes(snapshot, &page);
+  AddSsdMetrics(snapshot, &page);
   AddClients(snapshot, &page);
   AddEngines(snapshot, &page);
   return page.text();

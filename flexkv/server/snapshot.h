@@ -10,6 +10,7 @@
 #include "flexkv/base/metrics.h"
 #include "flexkv/cache/cache_manager.h"
 #include "flexkv/storage/segment_store.h"
+#include "flexkv/storage/ssd/ssd_device.h"
 #include "proto/shm_layout.h"
 
 namespace flexkv {
@@ -30,6 +31,25 @@ struct RouteSnapshot {
   Histogram::Snapshot latency_ns;
 };
 
+// Reads or writes of one SSD device, as commands of the core.
+struct SsdTrafficSnapshot {
+  uint64_t ops = 0, failed_ops = 0;
+  uint64_t bytes = 0;              // of those that went well
+  double bytes_per_s = 0;          // over the last seconds
+  Histogram::Snapshot latency_ns;  // from the command to its result
+};
+
+struct SsdDeviceSnapshot {
+  std::string directory;
+  uint64_t quota_bytes = 0;
+  TimeNs recovery_ns = 0;  // the device's opening took
+  SsdDeviceStatus status;
+  uint32_t open_segments = 0, retired_segments = 0, unreadable_segments = 0, rebuilt_segments = 0;
+  uint64_t quarantined_slots = 0;
+  uint64_t blocks = 0;  // committed
+  SsdTrafficSnapshot read, write;
+};
+
 struct DaemonSnapshot {
   std::string version;
   uint64_t boot_id = 0;
@@ -46,6 +66,7 @@ struct DaemonSnapshot {
   Histogram::Snapshot match_latency_ns;
   std::array<RouteSnapshot, 2> routes;
   std::vector<EngineSnapshot> engines;
+  std::vector<SsdDeviceSnapshot> ssd_devices;
 };
 
 }  // namespace flexkv

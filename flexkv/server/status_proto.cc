@@ -1,5 +1,7 @@
 #include "flexkv/server/status_proto.h"
 
+#include "flexkv/server/config_ssd.h"
+
 namespace flexkv {
 namespace {
 
@@ -30,6 +32,12 @@ void Fill(const CacheCounters& from, admin::v1::Counters* to) {
   to->set_failed_tokens(from.failed_tokens);
   to->set_load_bytes(from.load_bytes);
   to->set_store_bytes(from.store_bytes);
+  to->set_ssd_load_blocks(from.ssd_load_blocks);
+  to->set_ssd_read_failed_blocks(from.ssd_read_failed_blocks);
+  to->set_ssd_written_blocks(from.ssd_written_blocks);
+  to->set_ssd_write_failed_blocks(from.ssd_write_failed_blocks);
+  to->set_ssd_skipped_blocks(from.ssd_skipped_blocks);
+  to->set_ssd_evicted_blocks(from.ssd_evicted_blocks);
 }
 
 void Fill(const Histogram::Snapshot& from, admin::v1::Latency* to) {
@@ -85,6 +93,69 @@ void Fill(const EngineSnapshot& from, admin::v1::Engine* to) {
   to->set_swallowed_errors(from.stats.swallowed_errors);
 }
 
+void Fill(const SsdTierStatus& from, admin::v1::SsdTier* to) {
+  to->set_devices(from.devices);
+  to->set_segments(from.segments);
+  to->set_closed_segments(from.closed_segments);
+  to->set_slots(from.slots);
+  to->set_used_slots(from.used_slots);
+  to->set_blocks(from.blocks);
+  to->set_copies_in_memory(from.copies_in_memory);
+  to->set_writes_waiting(from.writes_waiting);
+  to->set_writes_in_flight(from.writes_in_flight);
+  to->set_reads_waiting(from.reads_waiting);
+  to->set_reads_in_flight(from.reads_in_flight);
+  to->set_frees_in_flight(from.frees_in_flight);
+  to->set_recovered_blocks(from.recovered_blocks);
+  to->set_orphaned_blocks(from.orphaned_blocks);
+  to->set_out_of_space(from.out_of_space);
+}
+
+void Fill(const SsdTrafficSnapshot& from, admin::v1::SsdTraffic* to) {
+  to->set_ops(from.ops);
+  to->set_failed_ops(from.failed_ops);
+  to->set_bytes(from.bytes);
+  to->set_bytes_per_s(from.bytes_per_s);
+  Fill(from.latency_ns, to->mutable_latency());
+}
+
+void Fill(const SsdStoreStats& from, admin::v1::SsdDevice* to) {
+  to->set_file_bytes(from.file_bytes);
+  to->set_inflight_bytes(from.inflight_bytes);
+  to->set_corrupt_blocks(from.corrupt_blocks);
+  to->set_read_errors(from.read_errors);
+  to->set_write_errors(from.write_errors);
+  to->set_sync_errors(from.sync_errors);
+  to->set_recovered_blocks(from.recovered_blocks);
+  to->set_dropped_records(from.dropped_records);
+}
+
+void Fill(const SsdDeviceSnapshot& from, admin::v1::SsdDevice* to) {
+  to->set_directory(from.directory);
+  to->set_backend(SsdBackendName(from.status.backend));
+  to->set_direct(from.status.direct);
+  to->set_quota_bytes(from.quota_bytes);
+  to->set_blocks(from.blocks);
+  to->set_open_segments(from.open_segments);
+  to->set_retired_segments(from.retired_segments);
+  to->set_unreadable_segments(from.unreadable_segments);
+  to->set_rebuilt_segments(from.rebuilt_segments);
+  to->set_quarantined_slots(from.quarantined_slots);
+  Fill(from.read, to->mutable_reads());
+  Fill(from.write, to->mutable_writes());
+  to->set_commands(from.status.commands);
+  Fill(from.status.store, to);
+  to->set_recovery_ns(from.recovery_ns);
+  to->set_memory_bytes(from.status.memory_bytes);
+  to->set_registered_bytes(from.status.registered_bytes);
+  to->set_unregistered_transfers(from.status.disk.unregistered);
+  to->set_device_reads(from.status.disk.reads);
+  to->set_device_writes(from.status.disk.writes);
+  to->set_device_syncs(from.status.disk.syncs);
+  to->set_device_read_bytes(from.status.disk.read_bytes);
+  to->set_device_written_bytes(from.status.disk.written_bytes);
+}
+
 }  // namespace
 
 const char* PageKindName(PageKind kind) {
@@ -129,6 +200,8 @@ void ToProto(const DaemonSnapshot& snapshot, admin::v1::StatusReply* reply) {
   reply->set_leases(snapshot.cache.leases);
   reply->set_ops_in_flight(snapshot.cache.ops_in_flight);
   reply->set_requests(snapshot.cache.requests);
+  Fill(snapshot.cache.ssd, reply->mutable_ssd());
+  for (const SsdDeviceSnapshot& item : snapshot.ssd_devices) Fill(item, reply->add_ssd_devices());
 }
 
 }  // namespace flexkv

@@ -66,6 +66,72 @@ void AddCounters(const Counters& c, const char* indent, std::string* out) {
                         c.evicted_blocks(), c.leases_expired(), c.resets());
 }
 
+// Of the cache's lookups that found blocks, what came from SSD is in "loaded"; per device below.
+void AddSsd(const StatusReply& status, std::string* out) {
+  const admin::v1::SsdTier& t = status.ssd();
+  const Counters& c = status.counters();
+  uint64_t quota = 0, files = 0;
+  for (const admin::v1::SsdDevice& d : status.ssd_devices()) {
+    quota += d.quota_bytes();
+    files += d.file_bytes();
+  }
+  absl::StrAppendFormat(
+      out, "ssd         %s of %s taken on %d device(s) in %d segment(s)%s%s\n", FormatBytes(files),
+      FormatBytes(quota), status.ssd_devices_size(), t.segments(),
+      t.closed_segments() == 0 ? std::string()
+                               : absl::StrFormat(", %d of them retired", t.closed_segments()),
+      t.out_of_space() ? "; NO SPACE for more" : "");
+  absl::StrAppendFormat(
+      out,
+      "            %d blocks (%d in memory too) in %d of %d slots; recovered %d, orphaned %d\n",
+      t.blocks(), t.copies_in_memory(), t.used_slots(), t.slots(), t.recovered_blocks(),
+      t.orphaned_blocks());
+  absl::StrAppendFormat(
+      out,
+      "            loaded %d blocks (%d failed), written %d (%d failed, %d skipped), evicted %d\n",
+      c.ssd_load_blocks(), c.ssd_read_failed_blocks(), c.ssd_written_blocks(),
+      c.ssd_write_failed_blocks(), c.ssd_skipped_blocks(), c.ssd_evicted_blocks());
+  absl::StrAppendFormat(out,
+                        "            queue: reads %d waiting, %d under way; writes %d waiting, %d "
+                        "under way; frees %d\n",
+                        t.reads_waiting(), t.reads_in_flight(), t.writes_waiting(),
+                        t.writes_in_flight(), t.frees_in_flight());
+}
+
+void AddSsdTraffic(const char* name, const admin::v1::SsdTraffic& traffic, std::string* out) {
+  absl::StrAppendFormat(
+      out, "            %s %d blocks (%d failed), %s, %s/s lately, p50 %s, p99 %s\n", name,
+      traffic.ops(), traffic.failed_ops(), FormatBytes(traffic.bytes()),
+      FormatBytes(static_cast<uint64_t>(traffic.bytes_per_s())),
+      FormatDuration(traffic.latency().p50_ns()), FormatDuration(traffic.latency().p99_ns()));
+}
+
+void AddSsdDevices(const StatusReply& status, std::string* out) {
+  for (const admin::v1::SsdDevice& d : status.ssd_devices()) {
+    absl::StrAppendFormat(out, "\nssd device  %s: %s, %s, %s of %s, %d blocks\n", d.directory(),
+                          d.backend(), d.direct() ? "direct I/O" : "buffered I/O",
+                          FormatBytes(d.file_bytes()), FormatBytes(d.quota_bytes()), d.blocks());
+    AddSsdTraffic("reads", d.reads(), out);
+    AddSsdTraffic("writes", d.writes(), out);
+    absl::StrAppendFormat(out,
+                          "            segments: %d open, %d retired, %d unreadable, %d rebuilt; "
+                          "quarantined slots %d\n",
+                          d.open_segments(), d.retired_segments(), d.unreadable_segments(),
+                          d.rebuilt_segments(), d.quarantined_slots());
+    absl::StrAppendFormat(out,
+                          "            errors: corrupt blocks %d, read %d, write %d, sync %d; %d "
+                          "commands under way\n",
+                          d.corrupt_blocks(), d.read_errors(), d.write_errors(), d.sync_errors(),
+                          d.commands());
+    absl::StrAppendFormat(out,
+                          "            recovered %d blocks in %s (%d records dropped); memory "
+                          "registered %s of %s\n",
+                          d.recovered_blocks(), FormatDuration(d.recovery_ns()),
+                          d.dropped_records(), FormatBytes(d.registered_bytes()),
+                          FormatBytes(d.memory_bytes()));
+  }
+}
+
 void AddLatencies(const StatusReply& status, std::string* out) {
   absl::StrAppendFormat(out, "match       p50 %s, p99 %s (%d lookups)\n",
                         FormatDuration(status.match_latency().p50_ns()),
@@ -107,6 +173,7 @@ std::string StatusText(const StatusReply& status) {
                                     status.version(), status.pid(), Uptime(status.uptime_s()),
                                     status.boot_id(), status.socket_dir());
   AddMemory(status, &out);
+  if (status.ssd_devices_size() > 0) AddSsd(status, &out);
   AddCounters(status.counters(), "", &out);
   AddLatencies(status, &out);
   absl::StrAppendFormat(&out, "now         %d leases, %d copies under way, %d requests known\n",
@@ -123,6 +190,7 @@ std::string StatusText(const StatusReply& status) {
         n.epoch(), n.engines(), n.tokens_per_block(), FormatBytes(n.block_bytes()));
     AddCounters(n.counters(), "  ", &out);
   }
+  AddSsdDevices(status, &out);
   AddEngines(status, &out);
   return out;
 }

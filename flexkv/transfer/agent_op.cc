@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace flexkv::internal {
 
@@ -9,31 +10,69 @@ ShardMap::ShardMap(const KvLayout& layout) : num_blocks(UINT32_MAX) {
   for (const KvGroup& group : layout.groups) {
     num_blocks = std::min(num_blocks, group.num_blocks);
     for (const LayerView& view : group.layers) {
-      parts.push_back({view, shard_bytes, view.block_bytes()});
+      layers.push_back({view, shard_bytes, view.block_bytes()});
       shard_bytes += view.block_bytes();
     }
   }
 }
 
+void AgentOp::TakePart(DaemonHalf half) {
+  has_part = true;
+  part = half.part;
+  places = std::move(half.blocks);
+}
+
+void AgentOp::LeavePart(const AgentResult& result) {
+  earlier_failed |= result.status != OpStatus::kOk;
+  earlier_bytes += bytes;
+  earlier_copy_ns += copy_ns;
+  arrived.resize(block_ids.size());
+  NoteArrived(result, &arrived);
+  has_part = usable = prepared = flip_byte = false;
+  places.clear();
+  failed.clear();
+  shards.clear();
+  position = layer = 0;
+  bytes = 0;
+  copy_ns = 0;
+}
+
+bool AgentOp::NameBlocks() {
+  bool good = true;
+  named.resize(block_ids.size());
+  for (const ArenaPlace& named_place : places) {
+    const uint32_t index = named_place.engine_index;
+    if (index >= named.size()) {
+      good = false;
+    } else if (named[index]) {
+      good = false;
+      if (!arrived.empty()) arrived[index] = false;
+    } else {
+      named[index] = true;
+    }
+  }
+  return good;
+}
+
 void AgentOp::TakeChunk(const ShardMap& map, uint64_t chunk_bytes, std::vector<Piece>* chunk) {
   chunk->clear();
-  const uint32_t num_parts = static_cast<uint32_t>(map.parts.size());
+  const uint32_t num_layers = static_cast<uint32_t>(map.layers.size());
   uint64_t total = 0;
   while (!done()) {
     if (!dropped.empty() && dropped[places[position].engine_index]) {
       failed.push_back(position++);
-      part = 0;
+      layer = 0;
       continue;
     }
-    if (part == 0 && total > 0 && total + map.shard_bytes > chunk_bytes) return;
-    const uint32_t first = part;
-    while (part < num_parts && (total == 0 || total + map.parts[part].bytes <= chunk_bytes)) {
-      total += map.parts[part++].bytes;
+    if (layer == 0 && total > 0 && total + map.shard_bytes > chunk_bytes) return;
+    const uint32_t first = layer;
+    while (layer < num_layers && (total == 0 || total + map.layers[layer].bytes <= chunk_bytes)) {
+      total += map.layers[layer++].bytes;
     }
-    if (part > first) chunk->push_back({position, first, part});
-    if (part < num_parts) return;
+    if (layer > first) chunk->push_back({position, first, layer});
+    if (layer < num_layers) return;
     ++position;
-    part = 0;
+    layer = 0;
   }
 }
 
@@ -57,12 +96,18 @@ uint32_t AgentOp::DropFenced(const std::vector<bool>& fenced) {
 }
 
 AgentResult AgentOp::DaemonResult() const {
-  AgentResult result{
-      .key = key, .route = route, .failed = failed, .bytes = bytes, .copy_ns = copy_ns};
+  AgentResult result{.key = key,
+                     .route = route,
+                     .part = part,
+                     .failed = failed,
+                     .bytes = bytes,
+                     .copy_ns = copy_ns};
   for (size_t at = position; at < places.size(); ++at) {
     result.failed.push_back(static_cast<uint32_t>(at));
   }
-  if (result.failed.size() == places.size()) {
+  // An empty part closes an op: nothing in it can fail, but it may never have run.
+  const bool closed_it = part > 0 && places.empty() && usable && !cancelled;
+  if (result.failed.size() == places.size() && !closed_it) {
     result.status = OpStatus::kFailed;
   } else if (!result.failed.empty()) {
     result.status = OpStatus::kPartial;
@@ -70,20 +115,28 @@ AgentResult AgentOp::DaemonResult() const {
   return result;
 }
 
-AgentResult AgentOp::EngineResult() const {
-  AgentResult result = DaemonResult();
-  std::vector<bool> arrived(block_ids.size());
+// Adds the blocks of the present part that `result` does not call failed.
+void AgentOp::NoteArrived(const AgentResult& result, std::vector<bool>* blocks) const {
   size_t next_failed = 0;
   for (uint32_t at = 0; at < places.size(); ++at) {
     if (next_failed < result.failed.size() && result.failed[next_failed] == at) {
       ++next_failed;
     } else {
-      arrived[places[at].engine_index] = true;
+      (*blocks)[places[at].engine_index] = true;
     }
   }
-  result.failed.clear();
+}
+
+AgentResult AgentOp::EngineResult() const {
+  AgentResult result{.key = key,
+                     .route = route,
+                     .bytes = earlier_bytes + bytes,
+                     .copy_ns = earlier_copy_ns + copy_ns};
+  std::vector<bool> good = arrived;
+  good.resize(block_ids.size());
+  if (has_part) NoteArrived(DaemonResult(), &good);
   for (size_t index = 0; index < block_ids.size(); ++index) {
-    if (!arrived[index]) result.failed_engine_blocks.push_back(block_ids[index]);
+    if (!good[index]) result.failed_engine_blocks.push_back(block_ids[index]);
   }
   const size_t missing = result.failed_engine_blocks.size();
   result.status = missing == 0                  ? OpStatus::kOk
@@ -93,7 +146,8 @@ AgentResult AgentOp::EngineResult() const {
 }
 
 AgentResult FailedResult(const DaemonHalf& half) {
-  AgentResult result{.key = half.key, .route = half.route, .status = OpStatus::kFailed};
+  AgentResult result{
+      .key = half.key, .route = half.route, .part = half.part, .status = OpStatus::kFailed};
   result.failed.resize(half.blocks.size());
   std::iota(result.failed.begin(), result.failed.end(), 0u);
   return result;

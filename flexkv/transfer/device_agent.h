@@ -20,10 +20,18 @@
 //   behind its chunk (Busy until then). While detached (boot id 0) engine halves end at once: loads
 //   as failed, stores silently.
 // - Places are checked against the mapped segment and the engine half before the first byte moves;
-//   one that is wrong, or a block named twice, fails the whole op.
-// - A daemon half without engine half waits until `orphan_timeout`, then is answered as failed (an
-//   engine half is always submitted first or soon after). A store's engine half without daemon half
-//   is dropped after the same time; a load's waits until it is revoked. Both tables are bounded.
+//   one that is wrong, or a block named twice, fails the whole op (of several parts: that part).
+// - A daemon half without engine half waits until `orphan_timeout`, with all its parts, then is
+//   answered as failed (an engine half is always submitted first or soon after). A store's engine
+//   half without daemon half is dropped after the same time; a load's waits until it is revoked.
+//   Both tables are bounded.
+// - A load's daemon half may come in parts 0, 1, 2, ... (TransferOp::part). Each is copied as it
+//   comes and answered by itself. The engine hears once, when the part without `more` is done;
+//   blocks that no part brought count as failed. A part that is not the next one, that follows the
+//   last or is of another route is answered as failed and closes the op, as does a refusal: parts
+//   already here are still copied, none behind them is taken. A wrong place fails its part; of two
+//   parts that name one block the second is not copied, and that block counts as failed. An open op
+//   whose next part does not come waits until it is revoked.
 // - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in
 //   chunks of at most `chunk_bytes`, or of one layer of one block where that alone is more.
 // - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks, as
@@ -69,15 +77,18 @@ struct DaemonHalf {
   OpKey key = 0;
   Route route = Route::kDeviceToCpu;
   bool refused = false;  // the daemon will not do it: ends as failed at once
+  uint32_t part = 0;     // as in TransferOp; of a refusal: the part that will not come
+  bool more = false;     // parts follow
   std::vector<ArenaPlace> blocks;
 };
 
-// How an op ended, for both sides. For the daemon `failed` are positions in DaemonHalf::blocks; for
-// the engine `failed_engine_blocks` are GPU block ids whose content is not what was promised (loads
-// only).
+// How an op ended, for both sides. For the daemon, a part of it, and `failed` are positions in
+// DaemonHalf::blocks; for the engine `failed_engine_blocks` are GPU block ids whose content is not
+// what was promised (loads only).
 struct AgentResult {
   OpKey key = 0;
   Route route = Route::kDeviceToCpu;
+  uint32_t part = 0;  // the daemon's
   OpStatus status = OpStatus::kOk;
   std::vector<uint32_t> failed;
   std::vector<uint32_t> failed_engine_blocks;
@@ -95,7 +106,7 @@ class DeviceAgent {
  public:
   struct Options {
     uint64_t chunk_bytes = 4ull << 20;
-    uint32_t max_ops = 8192;  // engine halves and daemon halves each
+    uint32_t max_ops = 8192;  // engine halves and daemon halves (parts) each
     TimeNs orphan_timeout_ns = 10 * kNsPerSecond;
   };
   virtual ~DeviceAgent() = default;

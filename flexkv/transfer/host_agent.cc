@@ -74,22 +74,58 @@ void HostAgent::TellDaemon(AgentResult result) {
   work_.notify_one();
 }
 
+// The present part of an op whose halves have met is answered.
+void HostAgent::TellPart(AgentResult result) {
+  --daemon_halves_;
+  if (!FaultFires("agent.drop_done")) TellDaemon(std::move(result));
+}
+
 // The op's halves are answered and it is gone. REQUIRES: it is not the running one, or the thread
 // calls.
 void HostAgent::EndOp(AgentOp* op) {
   const bool met = op->has_engine && op->has_daemon;
-  if (op->has_daemon) {
-    --daemon_halves_;
-    AgentResult result = op->DaemonResult();
-    if (met && op->engine_hears && result.status != OpStatus::kOk) ++stats_.failed;
-    if (!met || !FaultFires("agent.drop_done")) TellDaemon(std::move(result));
-  }
+  bool failed = op->earlier_failed || !op->has_part;
   if (op->has_engine) {
     --engine_halves_;
     if (op->is_load() && op->engine_hears) engine_results_.push_back(op->EngineResult());
   }
+  if (op->has_part) {
+    AgentResult result = op->DaemonResult();
+    failed |= result.status != OpStatus::kOk;
+    if (met) {
+      TellPart(std::move(result));
+    } else {
+      --daemon_halves_;
+      TellDaemon(std::move(result));
+    }
+  }
+  for (const DaemonHalf& half : op->later) {
+    --daemon_halves_;
+    TellDaemon(FailedResult(half));
+  }
+  if (met && op->engine_hears && failed) ++stats_.failed;
   MoveTo(nullptr, op);
   ops_.erase(op->key);
+}
+
+// The present part is over and not the last: it is answered, and the next one takes its place, now
+// or when it comes.
+void HostAgent::EndPart(AgentOp* op) {
+  AgentResult result = op->DaemonResult();
+  op->LeavePart(result);
+  TellPart(std::move(result));
+  if (op->later.empty()) {
+    MoveTo(nullptr, op);
+    return;
+  }
+  op->TakePart(std::move(op->later.front()));
+  op->later.pop_front();
+}
+
+// No part will be taken any more. What is here is still copied.
+void HostAgent::Close(AgentOp* op) {
+  op->closed = true;
+  if (!op->has_part) EndOp(op);
 }
 
 // A daemon half that never becomes part of an op: both sides hear of its end.
@@ -97,7 +133,7 @@ void HostAgent::EndWithout(const DaemonHalf& half) {
   ++stats_.refused;
   TellDaemon(FailedResult(half));
   if (AgentOp* op = Find(half.key); op != nullptr) {
-    EndOp(op);
+    Close(op);
   } else {
     ended_.Add(half.key, EndedKeys::Why::kFailed);
   }
@@ -195,27 +231,39 @@ absl::Status HostAgent::SubmitEngineHalf(EngineHalf half) {
   return absl::OkStatus();
 }
 
+// Is it what the daemon owes `op` (null: of a key not seen yet) next?
+bool HostAgent::IsNext(const AgentOp* op, const DaemonHalf& half) {
+  if (half.more && half.blocks.empty()) return false;
+  if (half.route == Route::kDeviceToCpu && (half.more || half.part != 0)) return false;
+  if (op == nullptr) return half.part == 0;
+  return !op->closed && !op->cancelled && op->route == half.route && op->next_part == half.part;
+}
+
 void HostAgent::SubmitDaemonHalf(DaemonHalf half) {
   std::lock_guard<std::mutex> lock(mutex_);
-  AgentOp* op = Find(half.key);
   const bool foreign = boot_id_ == 0 || half.boot_id != boot_id_;
   if (foreign || half.key == 0 || half.route >= Route::kNumRoutes ||
-      (op != nullptr && op->has_daemon) || ended_.Find(half.key) != nullptr) {
+      ended_.Find(half.key) != nullptr) {
     ++stats_.refused;
     TellDaemon(FailedResult(half));
     return;
   }
-  if (half.refused || daemon_halves_ >= options_.max_ops ||
-      (op != nullptr && op->route != half.route)) {
+  AgentOp* op = Find(half.key);
+  if (half.refused || daemon_halves_ >= options_.max_ops || !IsNext(op, half)) {
     EndWithout(half);
     return;
   }
-  const bool met = op != nullptr;
-  if (!met) op = AddOp(half.key, half.route);
+  if (op == nullptr) op = AddOp(half.key, half.route);
   op->has_daemon = true;
-  op->places = std::move(half.blocks);
+  op->closed = !half.more;
+  ++op->next_part;
   ++daemon_halves_;
-  if (met) {
+  if (op->has_part) {
+    op->later.push_back(std::move(half));
+    return;
+  }
+  op->TakePart(std::move(half));
+  if (op->has_engine) {
     Match(op);
   } else {
     MoveTo(&orphans_, op);

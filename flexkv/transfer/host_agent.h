@@ -3,7 +3,8 @@
 //
 // The two tables of halves are one map of ops; an op is in at most one list: `orphans_` while a
 // daemon half (or a store's engine half) waits for its other half, `unreleased_` while a store
-// waits for its step, `loads_` or `stores_` when it may run.
+// waits for its step, `loads_` or `stores_` when it may run. A load in several parts (see AgentOp)
+// is in `loads_` while it has a part to copy, and in none while it waits for its next part.
 //
 // The thread takes the first op of a list, maps and checks its places without the mutex, then
 // alternates between choosing a chunk under the mutex and copying it without. `running_` is the op
@@ -13,7 +14,8 @@
 //
 // Keys of ops that ended before their second half came are remembered in a bounded table so that
 // this half is answered at once. Forgetting one is safe: nothing is ever copied without an engine
-// half, and the engine hands over no half of a key that it revoked.
+// half, and the engine hands over no half of a key that it revoked. Later parts of an op that ended
+// need no table: a part other than the first begins no op.
 #pragma once
 
 #include <condition_variable>
@@ -93,7 +95,11 @@ class HostAgent : public DeviceAgent {
   void MoveTo(OpList* list, AgentOp* op);
   void Match(AgentOp* op);
   void EndOp(AgentOp* op);
+  void EndPart(AgentOp* op);
+  void Close(AgentOp* op);
+  static bool IsNext(const AgentOp* op, const DaemonHalf& half);
   void EndWithout(const DaemonHalf& half);
+  void TellPart(AgentResult result);
   void TellDaemon(AgentResult result);
   void FailEngineHalf(const EngineHalf& half);
   void RefuseEngineHalf(OpKey key);

@@ -60,17 +60,18 @@ AgentOp* HostAgent::PickOp() {
   return loads_.front();
 }
 
-// Checks the op the first time, then copies one chunk of it.
+// Checks the op's present part the first time, then copies one chunk of it.
 void HostAgent::RunSome(AgentOp* op, std::unique_lock<std::mutex>& lock) {
   running_ = op;
   if (!op->prepared) {
     lock.unlock();
     const bool usable = Prepare(op);
     lock.lock();
-    if (!usable) op->cancelled = true;
+    op->usable = usable;
   }
-  if (!op->cancelled) op->TakeChunk(map_, options_.chunk_bytes, &chunk_);
-  if (!op->cancelled && !chunk_.empty()) {
+  const auto goes_on = [op] { return op->usable && !op->cancelled; };
+  if (goes_on()) op->TakeChunk(map_, options_.chunk_bytes, &chunk_);
+  if (goes_on() && !chunk_.empty()) {
     copying_ = true;
     lock.unlock();
     const TimeNs start = clock_.Now();
@@ -82,8 +83,8 @@ void HostAgent::RunSome(AgentOp* op, std::unique_lock<std::mutex>& lock) {
     chunk_ended_.notify_all();
     uint64_t bytes = 0;
     for (const Piece& piece : chunk_) {
-      for (uint32_t part = piece.first_part; part < piece.end_part; ++part) {
-        bytes += map_.parts[part].bytes;
+      for (uint32_t layer = piece.first_layer; layer < piece.end_layer; ++layer) {
+        bytes += map_.layers[layer].bytes;
       }
     }
     op->bytes += bytes;
@@ -92,23 +93,25 @@ void HostAgent::RunSome(AgentOp* op, std::unique_lock<std::mutex>& lock) {
     (op->is_load() ? stats_.load_copy_ns : stats_.store_copy_ns) += copy_ns;
   }
   running_ = nullptr;
-  if (!op->cancelled && !op->done()) return;
-  if (!op->cancelled) ++(op->is_load() ? stats_.loads : stats_.stores);
+  if (goes_on() && !op->done()) return;
+  if (!op->cancelled && !op->on_last_part()) {
+    EndPart(op);
+    return;
+  }
+  if (goes_on()) ++(op->is_load() ? stats_.loads : stats_.stores);
   EndOp(op);
 }
 
-// Everything the daemon said is checked here, before the first byte moves. Only fixed fields of the
-// op are read.
+// Everything the daemon said is checked here, before the first byte moves. Only fields of the op
+// that are fixed or the thread's are used.
 bool HostAgent::Prepare(AgentOp* op) {
   op->prepared = true;
-  if (FaultFires("agent.fail_op")) return false;
-  std::vector<bool> seen(op->block_ids.size());
+  const bool fails = FaultFires("agent.fail_op");
+  if (!op->NameBlocks() || fails) return false;
   std::span<std::byte> mapping;
   SegmentId mapped = 0;
   op->shards.reserve(op->places.size());
   for (const ArenaPlace& place : op->places) {
-    if (place.engine_index >= seen.size() || seen[place.engine_index]) return false;
-    seen[place.engine_index] = true;
     if (mapping.empty() || place.segment != mapped) {
       mapping = mapper_->Map(place.segment);
       mapped = place.segment;
@@ -133,11 +136,11 @@ void HostAgent::CopyChunk(AgentOp* op) {
   BlockCopier copier;
   for (const Piece& piece : chunk_) {
     const uint32_t block = op->BlockAt(piece.position);
-    for (uint32_t at = piece.first_part; at < piece.end_part; ++at) {
-      const ShardMap::Part& part = map_.parts[at];
-      std::byte* packed = op->shards[piece.position] + part.offset;
-      op->is_load() ? copier.Scatter(part.view, block, packed)
-                    : copier.Gather(part.view, block, packed);
+    for (uint32_t at = piece.first_layer; at < piece.end_layer; ++at) {
+      const ShardMap::Layer& layer = map_.layers[at];
+      std::byte* packed = op->shards[piece.position] + layer.offset;
+      op->is_load() ? copier.Scatter(layer.view, block, packed)
+                    : copier.Gather(layer.view, block, packed);
     }
   }
   copier.Flush();
@@ -147,8 +150,8 @@ void HostAgent::CopyChunk(AgentOp* op) {
 
 // The highest byte of a number, so that the engine's tokens show it.
 void HostAgent::FlipBytes(const AgentOp& op, const Piece& piece) {
-  for (uint32_t at = piece.first_part; at < piece.end_part; ++at) {
-    const LayerView& view = map_.parts[at].view;
+  for (uint32_t at = piece.first_layer; at < piece.end_layer; ++at) {
+    const LayerView& view = map_.layers[at].view;
     auto* fragment = reinterpret_cast<std::byte*>(
         view.base + op.BlockAt(piece.position) * static_cast<uint64_t>(view.block_stride_bytes));
     fragment[view.fragment_bytes - 1] ^= std::byte{0x40};

@@ -2,6 +2,7 @@
 // once.
 #include "flexkv/client/worker_session.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 
@@ -75,15 +76,28 @@ class WorkerSessionTest : public ::testing::Test {
   }
   // The daemon's half: engine index i in slot `first_slot` + i.
   void SendOp(OpKey key, Route route, uint32_t count, uint32_t first_slot) {
+    SendPart(key, route, 0, shm::PartFollows::kLast, count, 0, first_slot);
+  }
+  // Engine index first_index + i in slot `first_slot` + i.
+  void SendPart(OpKey key, Route route, uint32_t part, shm::PartFollows follows, uint32_t count,
+                uint32_t first_index, uint32_t first_slot) {
     std::vector<shm::OpBlock> blocks;
     for (uint32_t i = 0; i < count; ++i) {
-      blocks.push_back({kSegment, i, uint64_t{first_slot + i} * kBlockBytes});
+      blocks.push_back({kSegment, first_index + i, uint64_t{first_slot + i} * kBlockBytes});
     }
     shm::Message message = shm::MakeMessage(shm::MessageType::kOp);
     message.op = key;
+    message.first = part;
+    message.status = static_cast<uint32_t>(follows);
     message.route = static_cast<uint32_t>(route);
     message.count = count;
     client_->Reply(message, std::as_bytes(std::span(blocks)));
+  }
+  void ExpectDone(OpKey key, uint32_t part, shm::WireStatus status) {
+    const shm::Message done = client_->Next(MessageType::kOpDone);
+    EXPECT_EQ(done.op, key);
+    EXPECT_EQ(done.first, part);
+    EXPECT_EQ(done.status, static_cast<uint32_t>(status)) << "part " << part;
   }
   WorkerSession::Report PollUntilReported() {
     WorkerSession::Report report;
@@ -182,6 +196,84 @@ TEST_F(WorkerSessionTest, RefusedLoadIsReportedFailedOnce) {
   EXPECT_EQ(report.loads.size(), 1u);
   EXPECT_EQ(report.failed_block_ids, (std::vector<uint32_t>{1, 2}));
   ExpectNothingMore();
+}
+
+TEST_F(WorkerSessionTest, PartsOfALoadEndOneByOneAndAreReportedTogether) {
+  Open();
+  for (uint32_t slot = 0; slot < 3; ++slot) FillContent(HashFromNumber(slot), 0, Slot(slot));
+  Bind(1, Route::kCpuToDevice, {20, 21, 22, 23});
+  SendPart(1, Route::kCpuToDevice, 0, shm::PartFollows::kMore, 2, 0, 0);
+  ExpectDone(1, 0, shm::WireStatus::kOk);
+  ExpectNothingMore();
+  SendPart(1, Route::kCpuToDevice, 1, shm::PartFollows::kMore, 1, 2, 2);
+  ExpectDone(1, 1, shm::WireStatus::kOk);
+  SendPart(1, Route::kCpuToDevice, 2, shm::PartFollows::kLast, 0, 0, 0);
+  ExpectDone(1, 2, shm::WireStatus::kOk);
+  const WorkerSession::Report report = PollUntilReported();
+  EXPECT_EQ(report.loads.size(), 1u);
+  EXPECT_EQ(report.failed_block_ids, (std::vector<uint32_t>{23}));
+  for (uint32_t i = 0; i < 3; ++i)
+    EXPECT_TRUE(ContentMatches(HashFromNumber(i), 0, GpuBlock(20 + i)));
+  ExpectNothingMore();
+}
+
+TEST_F(WorkerSessionTest, PartsThatStopComingEndInATimeoutAndALateOneTouchesNothing) {
+  Open(/*load_timeout_ms=*/80);
+  Bind(1, Route::kCpuToDevice, {1, 2});
+  SendPart(1, Route::kCpuToDevice, 0, shm::PartFollows::kMore, 1, 0, 0);
+  ExpectDone(1, 0, shm::WireStatus::kOk);
+  EXPECT_EQ(PollUntilReported().failed_block_ids, (std::vector<uint32_t>{1, 2}));
+  EXPECT_EQ(session_->stats().load_timeouts, 1u);
+  FillContent(HashFromNumber(8), 0, GpuBlock(1));  // they have new owners
+  FillContent(HashFromNumber(9), 0, GpuBlock(2));
+  SendPart(1, Route::kCpuToDevice, 1, shm::PartFollows::kMore, 1, 1, 1);
+  SendPart(1, Route::kCpuToDevice, 2, shm::PartFollows::kLast, 0, 0, 0);
+  ExpectDone(1, 1, shm::WireStatus::kFailed);
+  ExpectDone(1, 2, shm::WireStatus::kFailed);
+  EXPECT_TRUE(ContentMatches(HashFromNumber(8), 0, GpuBlock(1)));
+  EXPECT_TRUE(ContentMatches(HashFromNumber(9), 0, GpuBlock(2)));
+  ExpectNothingMore();
+}
+
+TEST_F(WorkerSessionTest, ARefusalOfALaterPartEndsTheLoad) {
+  Open();
+  FillContent(HashFromNumber(1), 0, Slot(0));
+  Bind(1, Route::kCpuToDevice, {1, 2});
+  SendPart(1, Route::kCpuToDevice, 0, shm::PartFollows::kMore, 1, 0, 0);
+  ExpectDone(1, 0, shm::WireStatus::kOk);
+  shm::Message refuse = shm::MakeMessage(shm::MessageType::kRefuseOp);
+  refuse.op = 1;
+  refuse.first = 1;
+  refuse.route = static_cast<uint32_t>(Route::kCpuToDevice);
+  client_->Reply(refuse);
+  ExpectDone(1, 1, shm::WireStatus::kFailed);
+  EXPECT_EQ(PollUntilReported().failed_block_ids, (std::vector<uint32_t>{2}));
+  EXPECT_TRUE(ContentMatches(HashFromNumber(1), 0, GpuBlock(1)));
+  ExpectNothingMore();
+}
+
+TEST_F(WorkerSessionTest, LostDaemonBetweenTwoParts) {
+  Open();
+  Bind(1, Route::kCpuToDevice, {1, 2});
+  SendPart(1, Route::kCpuToDevice, 0, shm::PartFollows::kMore, 1, 0, 0);
+  ExpectDone(1, 0, shm::WireStatus::kOk);
+  client_->Close();
+  const WorkerSession::Report report = PollUntilReported();
+  EXPECT_EQ(report.loads.size(), 1u);
+  EXPECT_THAT(report.failed_block_ids, ::testing::Contains(2u));
+  ExpectNothingMore();
+}
+
+// A part of an unknown kind is not acted upon.
+TEST_F(WorkerSessionTest, NonsenseAboutPartsIsIgnored) {
+  Open();
+  FillContent(HashFromNumber(1), 0, Slot(0));
+  Bind(1, Route::kCpuToDevice, {1});
+  SendPart(1, Route::kCpuToDevice, 0, static_cast<shm::PartFollows>(2), 1, 0, 0);
+  ExpectNothingMore();
+  SendOp(1, Route::kCpuToDevice, 1, 0);
+  ExpectDone(1, 0, shm::WireStatus::kOk);
+  EXPECT_TRUE(PollUntilReported().failed_block_ids.empty());
 }
 
 TEST_F(WorkerSessionTest, LoadTheDaemonWasNeverAskedForFailsAtOnce) {

@@ -135,6 +135,9 @@ std::vector<std::string> ConfigCorpus() {
       R"({"cache_config": {"cpu_cache_bytes": "25%", "evict_ratio": 0.05, "allowed_uids": [0, 1000]}})",
       R"({"cpu_cache_bytes": 1e10, "metrics": "127.0.0.1:9090", "numa_node": -1, "log_level": "info"})",
       R"({"segment_bytes": "1 GiB", "enable_ssd": false, "eviction_policy": "lru", "spin_us": 20})",
+      R"({"enable_ssd": true, "ssd_cache_dir": ["/a", "/b/../c"], "ssd_cache_bytes": "12.5%",
+          "ssd_write_budget": "200MB/s", "ssd_backend": "threads", "ssd_admission": "second_touch",
+          "num_ssd_blocks": 7, "ssd_segment_bytes": "1GiB", "ssd_cache_iouring_entries": 64})",
       R"([[[[[[[[[[[[[[[[[)",
       R"({"a":{"a":{"a":{"a":1}}}})",
       R"({"evict_ration": -1, "x": "\ud800"})"};

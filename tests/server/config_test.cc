@@ -48,11 +48,6 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{R"({"zzzzzzzzzzzzzzz": 1})", "zzzzzzzzzzzzzzz", "unknown key"},
         ErrorCase{"{\"a\\nb\": 1}", "a?b", "unknown key"},
         // parts not in this build
-        ErrorCase{R"({"enable_ssd": true})", "enable_ssd", "not in this build"},
-        ErrorCase{R"({"ssd_cache_dir": "/x"})", "ssd_cache_dir", "not in this build"},
-        ErrorCase{R"({"num_ssd_blocks": 5})", "num_ssd_blocks", "not in this build"},
-        ErrorCase{R"({"ssd_cache_iouring_entries": 512})", "ssd_cache_iouring_entries",
-                  "not in this build"},
         ErrorCase{R"({"enable_remote": true})", "enable_remote", "not in this build"},
         ErrorCase{R"({"num_remote_blocks": 5})", "num_remote_blocks", "not in this build"},
         ErrorCase{R"({"use_ce_transfer_h2d": true})", "use_ce_transfer_h2d", "not in this build"},
@@ -123,8 +118,9 @@ TEST(ConfigTest, BothFormsAndUnitsAreRead) {
 TEST(ConfigTest, OffValuesOfOtherBuildsAreAccepted) {
   EXPECT_TRUE(
       ParseConfig(
-          R"({"enable_ssd": false, "num_ssd_blocks": 0, "ssd_cache_dir": "", "trace_file_path": null,
-                              "tokens_per_block": 0})",
+          R"({"enable_ssd": false, "num_ssd_blocks": 0, "ssd_cache_dir": "", "ssd_cache_bytes": null,
+              "ssd_cache_iouring_entries": 0, "enable_remote": false, "trace_file_path": null,
+              "tokens_per_block": 0})",
           kContext)
           .ok());
 }

@@ -1,9 +1,24 @@
 #include "tests/server/daemon_fixture.h"
 
+#include <sys/wait.h>
+
+#include <cstdio>
+
 #include "flexkv/server/status_proto.h"
 #include "tests/support/content_oracle.h"
 
 namespace flexkv {
+
+CommandResult Execute(const std::string& command) {
+  CommandResult result;
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  char text[4096];
+  size_t got = 0;
+  while ((got = fread(text, 1, sizeof(text), pipe)) > 0) result.output.append(text, got);
+  const int status = pclose(pipe);
+  result.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return result;
+}
 
 void DaemonTest::StartDaemon() {
   DaemonConfig config;

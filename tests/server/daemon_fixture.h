@@ -16,6 +16,14 @@ namespace flexkv {
 
 inline constexpr uint64_t kTestShardBytes = 4096;
 
+struct CommandResult {
+  int code = -1;
+  std::string output;  // both streams
+};
+
+// Runs a shell line to its end.
+CommandResult Execute(const std::string& command);
+
 class DaemonTest : public testing::Test {
  protected:
   void SetUp() override { StartDaemon(); }

@@ -128,6 +128,8 @@ TEST_F(HostileTest, FalseEndsOfRealOps) {
       {"more positions than blocks",
        [](shm::Message*, std::vector<uint32_t>* f) { f->assign(13, 0); }},
       {"another route", [](shm::Message* m, std::vector<uint32_t>*) { m->route = 1; }},
+      {"another part", [](shm::Message* m, std::vector<uint32_t>*) { m->first = 1; }},
+      {"a part far away", [](shm::Message* m, std::vector<uint32_t>*) { m->first = 0xffffffff; }},
       {"an unknown status", [](shm::Message* m, std::vector<uint32_t>*) { m->status = 77; }},
       {"ok with failures",
        [](shm::Message* m, std::vector<uint32_t>* f) { m->status = 0, *f = {1}; }},
@@ -156,6 +158,26 @@ TEST_F(HostileTest, FalseEndsOfRealOps) {
     EXPECT_TRUE(Eventually([&] { return Status().ops_in_flight() == 0; }));
     good.ExpectWorks(seed += 1000);
   }
+}
+
+// The answer to a refusal carries the refused part; another one is no answer.
+TEST_F(HostileTest, AnAnswerToNoRefusal) {
+  RawEngine good(Socket(), 1), bad(Socket(), 2);
+  for (const uint32_t part : {0u, 1u}) {
+    bad.scheduler().Push(LoadMessage(1, 44 + part, 12345, 0, 4));  // no such lease
+    const std::optional<RawMessage> refused = bad.worker().WaitFor(shm::MessageType::kRefuseOp);
+    ASSERT_TRUE(refused.has_value());
+    EXPECT_EQ(refused->message.first, 0u);
+    shm::Message done = OfType(static_cast<uint32_t>(shm::MessageType::kOpDone));
+    done.op = 44 + part;
+    done.first = part;
+    done.route = refused->message.route;
+    done.status = static_cast<uint32_t>(shm::WireStatus::kFailed);
+    bad.worker().Push(done);
+    if (part == 0) bad.ExpectWorks(5000);
+  }
+  EXPECT_TRUE(bad.worker().WaitCut());
+  good.ExpectWorks(9000);
 }
 
 TEST_F(HostileTest, AReplayedEndIsDropped) {

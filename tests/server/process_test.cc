@@ -3,7 +3,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -19,21 +18,7 @@ namespace {
 
 using testing::HasSubstr;
 
-struct Result {
-  int code = -1;
-  std::string output;  // both streams
-};
-
-Result Execute(const std::string& command) {
-  Result result;
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  char text[4096];
-  size_t got = 0;
-  while ((got = fread(text, 1, sizeof(text), pipe)) > 0) result.output.append(text, got);
-  const int status = pclose(pipe);
-  result.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return result;
-}
+using Result = CommandResult;
 
 class ProcessTest : public testing::Test {
  protected:

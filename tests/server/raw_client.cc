@@ -129,6 +129,7 @@ std::optional<RawMessage> RawClient::WaitFor(shm::MessageType type, int timeout_
 void RawClient::ReportDone(const shm::Message& op, OpKey key, std::span<const uint32_t> failed) {
   shm::Message done = shm::MakeMessage(shm::MessageType::kOpDone);
   done.op = key;
+  done.first = op.first;
   done.route = op.route;
   done.count = static_cast<uint32_t>(failed.size());
   done.status =

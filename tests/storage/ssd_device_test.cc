@@ -167,6 +167,37 @@ TEST_P(SsdDeviceTest, MemoryMayBeAddedAndRemoved) {
   EXPECT_TRUE(Wait(tag_).status.ok());
 }
 
+// Memory comes and goes between reads that are on their way together: each read finds it as the
+// commands before it left it, and the status says what is known at the end.
+TEST_P(SsdDeviceTest, MemoryCommandsTakeEffectInOrder) {
+  Open();
+  const uint32_t segment = NewSegment();
+  WriteBlocks(segment, 1);
+  const bool ring = device_->status().backend == SsdBackend::kIoUring;
+  SsdBlockBuffer memory({kShape.shard_bytes[1]});
+  const std::byte* address = memory.ToRead()[0].data();
+  std::vector<uint64_t> added, removed;
+  for (int round = 0; round < 20; ++round) {
+    ASSERT_TRUE(device_->AddMemory(++tag_, memory.ToRead()[0]));
+    added.push_back(tag_);
+    ASSERT_TRUE(device_->RemoveMemory(++tag_, address));
+    removed.push_back(tag_);
+  }
+  ASSERT_TRUE(device_->AddMemory(++tag_, memory.ToRead()[0]));
+  added.push_back(tag_);
+  const bool registered = Wait(added.front()).registered;
+  EXPECT_TRUE(ring || !registered);
+  // Out of order an Add would meet memory that is there already, and be refused.
+  for (const uint64_t tag : added) EXPECT_EQ(Wait(tag).registered, registered);
+  for (const uint64_t tag : removed) EXPECT_FALSE(Wait(tag).registered);
+  const auto told = [&] { return device_->status().memory_bytes == memory.bytes(); };
+  for (int i = 0; i < 100 && !told(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(device_->status().memory_bytes, memory.bytes());
+  EXPECT_EQ(device_->status().registered_bytes, registered ? memory.bytes() : 0);
+  EXPECT_EQ(device_->status().commands, 0u);
+}
+
 TEST_P(SsdDeviceTest, ADirectoryInUseIsRefused) {
   Open();
   options_.disk.lock_wait_ns = 0;

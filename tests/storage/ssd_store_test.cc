@@ -392,6 +392,10 @@ TEST_F(SsdStoreTest, AFailedSyncRetiresItsSegment) {
     EXPECT_EQ(Info().state, SegmentState::kRetired);
     EXPECT_EQ(ReadNow(At(5), TestIdentity(5)).code(), StatusCode::kNotFound);
     ExpectAllReadable(3);
+    const absl::StatusOr<uint32_t> next = store().CreateSegment(shape);
+    ASSERT_TRUE(next.ok()) << next.status();
+    EXPECT_TRUE(WriteNow({*next, 0}, TestIdentity(50)).ok());
+    EXPECT_TRUE(store().DropSegment(*next).ok());
     ASSERT_TRUE(Crash(CrashMode::kTear, 9).ok());
     ExpectAllReadable(3);
     ASSERT_TRUE(store().DropSegment(segment_).ok());

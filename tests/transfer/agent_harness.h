@@ -101,7 +101,17 @@ class AgentHarness {
     agent->SubmitDaemonHalf(std::move(half));
   }
 
-  // Waits for the daemon result of `key` (others are kept) and takes it.
+  // A part of a load: engine indexes from `first_index` on in these slots.
+  void Part(OpKey key, uint32_t part, bool more, const std::vector<uint32_t>& slots,
+            uint32_t first_index) {
+    DaemonHalf half{
+        .boot_id = kBoot, .key = key, .route = Route::kCpuToDevice, .part = part, .more = more};
+    for (uint32_t i = 0; i < slots.size(); ++i)
+      half.blocks.push_back(PlaceOf(slots[i], first_index + i));
+    agent->SubmitDaemonHalf(std::move(half));
+  }
+
+  // Waits for the first daemon result of `key` (others are kept) and takes it.
   AgentResult WaitDaemon(OpKey key, int timeout_ms = 10000) {
     return Wait(key, &daemon_results, timeout_ms);
   }

@@ -1,11 +1,12 @@
 // A seeded engine and daemon beside a real agent. The engine breaks no rule but does everything a
 // rule allows at the worst moment: fenced blocks are overwritten as soon as FenceBlocks returns,
 // blocks of revoked loads as soon as Revoke returns. The daemon's halves come late, early, twice,
-// from an old boot, refused or never.
+// from an old boot, refused or never; those of loads in parts, with parts missing, repeated, out of
+// order, naming a block twice, or the last one empty.
 //
 // Checked: a store's slot holds what its block held when it was submitted, or is reported failed; a
 // load's block holds its slot, or is reported; no block ever changes under its owner; every daemon
-// half is answered once, every load half once unless revoked.
+// half (each part, by its number) is answered once, every load half once unless revoked.
 #include <atomic>
 #include <deque>
 #include <map>
@@ -75,7 +76,15 @@ struct StressOp {
   std::vector<BlockHash> hashes;  // what each slot shall hold (store) or holds (load)
   uint32_t daemon_halves = 0;     // posted
   uint32_t answers = 0;
-  bool engine_waits = false;  // a load that still owes its result
+  std::map<uint32_t, int> owed;  // answers, by part
+  bool engine_waits = false;     // a load that still owes its result
+  bool in_parts = false;
+  bool may_stay_open = false;  // the last part was not posted
+  // In parts: what slots were named for each block; more than one when the daemon contradicts
+  // itself.
+  std::vector<std::vector<BlockHash>> promised;
+  std::map<uint32_t, std::set<uint32_t>> names;  // by part, if posted once: positions in blocks
+  std::set<uint32_t> copied;                     // positions, by parts that ended well
 };
 
 class Stress {
@@ -131,7 +140,7 @@ class Stress {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (Outstanding() > 0 && std::chrono::steady_clock::now() < deadline) {
       for (auto& [key, op] : ops_) {
-        if (op.engine_waits && op.daemon_halves == 0) Revoke(key);  // its daemon half will not come
+        if (op.engine_waits && (op.daemon_halves == 0 || op.may_stay_open)) Revoke(key);
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       Collect();
@@ -141,13 +150,15 @@ class Stress {
     EXPECT_FALSE(harness_.agent->Busy());
     for (const auto& [key, op] : ops_) {
       EXPECT_EQ(op.answers, op.daemon_halves) << "op " << key;
+      for (const auto& [part, owed] : op.owed)
+        EXPECT_EQ(owed, 0) << "op " << key << " part " << part;
       EXPECT_FALSE(op.engine_waits) << "op " << key;
     }
     CheckBlocks();
     EXPECT_TRUE(harness_.memory.PaddingIntact());
   }
 
-  uint64_t stored_ok = 0, loaded_ok = 0, failed = 0;
+  uint64_t stored_ok = 0, loaded_ok = 0, loaded_in_parts_ok = 0, failed = 0;
 
  private:
   uint32_t Outstanding() const {
@@ -170,9 +181,61 @@ class Stress {
     for (uint32_t i = 0; i < op->slots.size(); ++i)
       half.blocks.push_back(harness_.PlaceOf(op->slots[i], i));
     if (rng_.OneIn(12)) return;  // never comes
+    if (op->route == Route::kCpuToDevice && rng_.OneIn(2)) {
+      PostParts(half, op);
+      return;
+    }
     half.refused = rng_.OneIn(25);
+    PostHalf(std::move(half), op);
+  }
+
+  void PostHalf(DaemonHalf half, StressOp* op) {
     ++op->daemon_halves;
-    daemon_->Post(half);
+    if (++op->owed[half.part] > 1) op->names[half.part].clear();
+    daemon_->Post(std::move(half));
+  }
+
+  // The blocks of `whole` in random order, cut at random, and now and then something wrong.
+  void PostParts(const DaemonHalf& whole, StressOp* op) {
+    op->in_parts = true;
+    op->promised.resize(op->slots.size());
+    std::vector<ArenaPlace> places = whole.blocks;
+    for (size_t i = places.size(); i > 1; --i) std::swap(places[i - 1], places[rng_.Below(i)]);
+    const bool empty_last = rng_.OneIn(3);
+    size_t next = 0;
+    uint32_t part = 0;
+    do {
+      DaemonHalf half{.boot_id = whole.boot_id, .key = whole.key, .route = whole.route};
+      half.part = part++;
+      const size_t end = next + 1 + rng_.Below(places.size() - next);
+      half.blocks.assign(places.begin() + static_cast<ptrdiff_t>(next),
+                         places.begin() + static_cast<ptrdiff_t>(end));
+      next = end;
+      half.more = empty_last || next < places.size();
+      // A slot of the op for another block, that has come, or will come, or is none of the op's.
+      uint32_t first_slot_index = half.blocks[0].engine_index;
+      if (rng_.OneIn(10)) half.blocks[0].engine_index = static_cast<uint32_t>(rng_.Below(6));
+      if (rng_.OneIn(20)) half.part = static_cast<uint32_t>(rng_.Below(4));
+      if (rng_.OneIn(40)) half.blocks[0].segment = 99;
+      half.refused = rng_.OneIn(40);
+      op->may_stay_open = rng_.OneIn(30);
+      if (op->may_stay_open) return;  // the rest never comes
+      Promise(half, first_slot_index, op);
+      if (rng_.OneIn(30)) PostHalf(half, op);
+      PostHalf(std::move(half), op);
+    } while (next < places.size());
+    if (!empty_last) return;
+    PostHalf({.boot_id = whole.boot_id, .key = whole.key, .route = whole.route, .part = part}, op);
+  }
+
+  // The first of its blocks has the slot of position `first_slot`, the others their own.
+  void Promise(const DaemonHalf& half, uint32_t first_slot, StressOp* op) {
+    for (size_t i = 0; i < half.blocks.size(); ++i) {
+      const uint32_t index = half.blocks[i].engine_index;
+      if (index >= op->slots.size()) continue;
+      op->promised[index].push_back(op->hashes[i == 0 ? first_slot : index]);
+      op->names[half.part].insert(index);
+    }
   }
 
   void Submit(OpKey key, StressOp* op) {
@@ -183,7 +246,7 @@ class Stress {
       ASSERT_TRUE(harness_.Engine(key, op->route, op->blocks).ok());
     }
     if (!daemon_first) Post(key, op);
-    if (op->daemon_halves > 0) return;
+    if (op->daemon_halves > 0) return;  // else released with the last answer
     for (uint32_t slot : op->slots) Unuse(*op, slot);
   }
 
@@ -287,15 +350,40 @@ class Stress {
         Own(block);
         continue;
       }
-      ++loaded_ok;
+      ++(op.in_parts ? loaded_in_parts_ok : loaded_ok);
       block_hash_[block] = op.hashes[i];
-      ASSERT_TRUE(harness_.memory.Holds(block, op.hashes[i])) << "op " << key << " block " << block;
+      if (op.in_parts) block_hash_[block] = HeldPromise(op, i);
+      ASSERT_TRUE(harness_.memory.Holds(block, block_hash_[block]))
+          << "op " << key << " block " << block;
+    }
+  }
+
+  BlockHash HeldPromise(const StressOp& op, size_t index) {
+    for (const BlockHash& hash : op.promised[index]) {
+      if (harness_.memory.Holds(op.blocks[index], hash)) return hash;
+    }
+    return op.hashes[index];
+  }
+
+  // No two parts that name one block were both copied.
+  void OnPart(OpKey key, const AgentResult& result) {
+    StressOp& op = ops_.at(key);
+    if (result.status != OpStatus::kOk) return;
+    for (uint32_t index : op.names[result.part]) {
+      ASSERT_TRUE(op.copied.insert(index).second) << "op " << key << " index " << index;
     }
   }
 
   void OnDaemonResult(OpKey key, const AgentResult& result) {
     StressOp& op = ops_.at(key);
     ++op.answers;
+    ASSERT_GE(--op.owed[result.part], 0) << "op " << key << " part " << result.part;
+    if (op.in_parts) {
+      OnPart(key, result);
+      if (op.answers < op.daemon_halves) return;  // a slot may be of several parts
+      for (uint32_t slot : op.slots) Unuse(op, slot);
+      return;
+    }
     const std::set<uint32_t> missing(result.failed.begin(), result.failed.end());
     for (uint32_t i = 0; i < op.slots.size(); ++i) {
       Unuse(op, op.slots[i]);
@@ -336,7 +424,7 @@ class AgentStressTest : public testing::Test {
   void RunRounds(int rounds, int steps, int pause_us, const char* faults) {
     TestRng rng(TestSeed());
     ASSERT_TRUE(ArmFaults(faults).ok());
-    uint64_t stored = 0, loaded = 0, failed = 0;
+    uint64_t stored = 0, loaded = 0, in_parts = 0, failed = 0;
     const std::vector<Shape> shapes = AllShapes();
     for (int round = 0; round < rounds && !HasFailure(); ++round) {
       const uint64_t chunk_bytes[] = {1, 3000, 1 << 20};
@@ -351,11 +439,14 @@ class AgentStressTest : public testing::Test {
       stress.Finish();
       stored += stress.stored_ok;
       loaded += stress.loaded_ok;
+      in_parts += stress.loaded_in_parts_ok;
       failed += stress.failed;
     }
-    std::printf("stored %lu, loaded %lu, failed loads of %lu blocks\n", stored, loaded, failed);
+    std::printf("stored %lu, loaded %lu and %lu in parts, failed loads of %lu blocks\n", stored,
+                loaded, in_parts, failed);
     EXPECT_GT(stored, 0u);
     EXPECT_GT(loaded, 0u);
+    EXPECT_GT(in_parts, 0u);
   }
 };
 

@@ -185,6 +185,49 @@ TEST(TransferEngineTest, DoesNotTrustReports) {
   EXPECT_THAT(engine.GetCompletedGraphsAndOps(0).ops, IsEmpty());
 }
 
+// The last part of a load may be empty: it closes the op. It can end well or not, without
+// positions.
+TEST(TransferEngineTest, AnOpWithoutBlocksEndsAsItsExecutorSays) {
+  HeldExecutor executor;
+  TransferEngine engine({}, {&executor});
+  const auto end = [&](OpKey key, OpStatus status, std::vector<uint32_t> failed) {
+    TransferOp op = Op(key, {}, 1, 0, Route::kCpuToDevice);
+    op.part = 3;
+    EXPECT_TRUE(engine.SubmitTransferGraph(Graph(1, {op})).ok());
+    EXPECT_EQ(executor.held.at(0).part, 3u);
+    executor.End(key, status, std::move(failed));
+    auto completed = engine.GetCompletedGraphsAndOps(0);
+    EXPECT_THAT(completed.ops, SizeIs(1));
+    EXPECT_THAT(completed.graphs, SizeIs(1));
+    EXPECT_THAT(completed.ops.at(0).result.failed, IsEmpty());
+    return completed.ops.at(0).result.status;
+  };
+  EXPECT_EQ(end(1, OpStatus::kOk, {}), OpStatus::kOk);
+  EXPECT_EQ(end(2, OpStatus::kFailed, {}), OpStatus::kFailed);
+  EXPECT_EQ(end(3, OpStatus::kPartial, {}), OpStatus::kFailed);
+  EXPECT_EQ(end(4, OpStatus::kPartial, {0}), OpStatus::kFailed);
+}
+
+TEST(TransferEngineTest, PartsStartInTheOrderOfTheirSubmission) {
+  HeldExecutor executor;
+  executor.room = 1;
+  TransferEngine engine({}, {&executor});
+  for (uint32_t part = 0; part < 4; ++part) {
+    TransferOp op = Op(7, {}, 1, part < 3 ? 2 : 0, Route::kCpuToDevice);
+    op.part = part;
+    op.more = part < 3;
+    ASSERT_TRUE(engine.SubmitTransferGraph(Graph(part, {op})).ok());
+  }
+  for (uint32_t part = 0; part < 4; ++part) {
+    ASSERT_THAT(executor.held, SizeIs(1));
+    EXPECT_EQ(executor.held[0].part, part);
+    EXPECT_EQ(executor.held[0].more, part < 3);
+    // One that fails does not keep the next from being sent: they are ops of their own.
+    executor.End(7, part == 1 ? OpStatus::kFailed : OpStatus::kOk);
+    EXPECT_EQ(engine.GetCompletedGraphsAndOps(0).ops.at(0).tag, part);
+  }
+}
+
 TEST(TransferEngineTest, WaitsOnlyForExecutorsThatAreBusy) {
   HeldExecutor stores({Route::kDeviceToCpu});
   HeldExecutor loads({Route::kCpuToDevice});

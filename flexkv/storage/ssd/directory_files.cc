@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/fault.h"
 
@@ -24,6 +25,7 @@ namespace flexkv {
 namespace {
 
 constexpr char kLockName[] = "lock";
+constexpr char kInUsePayload[] = "flexkv.disk/in-use";
 constexpr char kProbeName[] = ".probe";  // only where O_TMPFILE is missing
 constexpr timespec kLockPause = {.tv_sec = 0, .tv_nsec = 10 * 1000 * 1000};
 constexpr size_t kZeroBytes = 1 << 20;
@@ -51,9 +53,12 @@ struct DirCloser {
 
 }  // namespace
 
+bool IsInUse(const absl::Status& status) { return status.GetPayload(kInUsePayload).has_value(); }
+
 absl::StatusOr<std::unique_ptr<DirectoryFiles>> DirectoryFiles::Open(
     const DirectoryDiskOptions& options) {
   std::unique_ptr<DirectoryFiles> files(new DirectoryFiles(options.directory));
+  files->read_only_ = options.read_only;
   if (absl::Status status = files->OpenDirectory(); !status.ok()) return status;
   if (absl::Status status = files->TakeLock(options.lock_wait_ns); !status.ok()) return status;
   if (absl::Status status = files->ProbeAlignment(options.direct); !status.ok()) return status;
@@ -117,8 +122,12 @@ absl::Status DirectoryFiles::OpenDirectory() {
 }
 
 absl::Status DirectoryFiles::TakeLock(TimeNs wait_ns) {
-  lock_ = UniqueFd(
-      openat(directory_.get(), kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  const int flags = O_NOFOLLOW | O_CLOEXEC;
+  if (read_only_) lock_ = UniqueFd(openat(directory_.get(), kLockName, O_RDONLY | flags));
+  if (!lock_.valid()) {
+    lock_ = UniqueFd(openat(directory_.get(), kLockName, O_RDWR | O_CREAT | flags, 0600));
+  }
+  if (!lock_.valid() && read_only_ && errno == EROFS) return absl::OkStatus();
   if (!lock_.valid()) return Error(errno, "open", kLockName);
   const SteadyClock clock;
   const TimeNs start = clock.Now();
@@ -130,9 +139,28 @@ absl::Status DirectoryFiles::TakeLock(TimeNs wait_ns) {
     }
     lock_.Reset();  // not ours
     if (error != EWOULDBLOCK) return Error(error, "lock", kLockName);
-    return absl::FailedPreconditionError(absl::StrCat(path_, " is in use by another process"));
+    absl::Status status =
+        absl::FailedPreconditionError(absl::StrCat(path_, " is in use by another process"));
+    status.SetPayload(kInUsePayload, absl::Cord());
+    return status;
   }
   return absl::OkStatus();
+}
+
+absl::Status DirectoryFiles::CheckWritable() const {
+  if (!read_only_) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(path_, " is open for reading only"));
+}
+
+// One that is there, to ask what transfers of it must look like.
+absl::StatusOr<UniqueFd> DirectoryFiles::OpenAnyFile(int flags) const {
+  const absl::StatusOr<std::vector<DiskFile>> files = List();
+  if (!files.ok()) return files.status();
+  if (files->empty()) return absl::NotFoundError(absl::StrCat("no file in ", path_));
+  const std::string& name = files->front().name;
+  UniqueFd fd(openat(directory_.get(), name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | flags));
+  if (!fd.valid()) return Error(errno, "open", name);
+  return fd;
 }
 
 // An open, empty file without a name, or one whose name is gone already.
@@ -152,16 +180,21 @@ absl::StatusOr<UniqueFd> DirectoryFiles::MakeUnnamed(int flags) const {
 absl::Status DirectoryFiles::ProbeAlignment(bool direct) {
   // /proc is what gives such a file its name without privileges.
   has_unnamed_ =
+      !read_only_ &&
       UniqueFd(openat(directory_.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)).valid() &&
       access("/proc/self/fd", F_OK) == 0;
-  const absl::StatusOr<UniqueFd> plain = MakeUnnamed(0);
+  const auto make = [this](int flags) {
+    return read_only_ ? OpenAnyFile(flags) : MakeUnnamed(flags);
+  };
+  const absl::StatusOr<UniqueFd> plain = make(0);
+  if (read_only_ && absl::IsNotFound(plain.status())) return absl::OkStatus();  // nothing to read
   if (!plain.ok()) return plain.status();
   struct statx ask {};
   const bool known = statx(plain->get(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &ask) == 0 &&
                      (ask.stx_mask & STATX_DIOALIGN) != 0;
   // Without the kernel's word 4 KiB is right for every device that is sold; whether there is direct
   // I/O at all shows when such a file is opened.
-  const bool can = known ? ask.stx_dio_offset_align != 0 : MakeUnnamed(O_DIRECT).ok();
+  const bool can = known ? ask.stx_dio_offset_align != 0 : make(O_DIRECT).ok();
   if (!can && direct) {
     return absl::FailedPreconditionError(
         absl::StrCat("the file system of ", path_, " has no direct I/O"));
@@ -185,8 +218,9 @@ absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::OpenFile(const std::strin
     return absl::FailedPreconditionError(absl::StrCat(path_, "/", name, " is not a regular file"));
   }
   Opened opened;
-  opened.fd = UniqueFd(
-      openat(directory_.get(), name.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC | direct_flag_));
+  opened.fd =
+      UniqueFd(openat(directory_.get(), name.c_str(),
+                      (read_only_ ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_CLOEXEC | direct_flag_));
   if (!opened.fd.valid()) return Error(errno, "open", name);
   if (fstat(opened.fd.get(), &info) != 0) return Error(errno, "stat", name);
   if (!S_ISREG(info.st_mode)) {
@@ -202,6 +236,7 @@ absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::OpenFile(const std::strin
 
 absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::CreateFile(const std::string& name,
                                                                   uint64_t bytes) const {
+  if (absl::Status status = CheckWritable(); !status.ok()) return status;
   if (absl::Status status = CheckName(name); !status.ok()) return status;
   if (bytes == 0 || bytes % offset_align_ != 0 || bytes > INT64_MAX) {
     return absl::InvalidArgumentError(
@@ -272,6 +307,7 @@ absl::Status DirectoryFiles::WriteZeros(int fd, uint64_t bytes) const {
 }
 
 absl::Status DirectoryFiles::RemoveFile(const std::string& name) const {
+  if (absl::Status status = CheckWritable(); !status.ok()) return status;
   if (absl::Status status = CheckName(name); !status.ok()) return status;
   if (unlinkat(directory_.get(), name.c_str(), 0) != 0) return Error(errno, "removal", name);
   return SyncDirectory();

@@ -49,6 +49,8 @@ class DirectoryFiles {
   absl::Status OpenDirectory();
   absl::Status TakeLock(TimeNs wait_ns);
   absl::Status ProbeAlignment(bool direct);
+  absl::StatusOr<UniqueFd> OpenAnyFile(int flags) const;
+  absl::Status CheckWritable() const;
   absl::StatusOr<UniqueFd> MakeUnnamed(int flags) const;
   absl::Status Allocate(int fd, const std::string& name, uint64_t bytes) const;
   absl::Status WriteZeros(int fd, uint64_t bytes) const;
@@ -61,6 +63,7 @@ class DirectoryFiles {
   UniqueFd lock_;
   int direct_flag_ = 0;       // O_DIRECT, or 0 where the file system has none
   bool has_unnamed_ = false;  // O_TMPFILE and a way to give it a name
+  bool read_only_ = false;
   uint32_t memory_align_ = 4096;
   uint32_t offset_align_ = 4096;
 };

@@ -111,7 +111,13 @@ struct DirectoryDiskOptions {
   // How long to wait for a directory in use: a killed predecessor's transfers end some time after
   // the process.
   TimeNs lock_wait_ns = 2 * kNsPerSecond;
+  // Opens files for reading only, makes and removes none. Locks all the same, except where the file
+  // system is read-only itself: nobody else can be writing there.
+  bool read_only = false;
 };
+
+// True: what made the directory unusable is that another process has it.
+bool IsInUse(const absl::Status& status);
 
 // Both lock the directory (its file `lock`, never listed) for as long as the disk or any of its
 // transfers lives, those of a killed process included. NotFound;

@@ -66,7 +66,8 @@ absl::Status SsdStore::Impl::CheckWrite(const SsdWrite& op, Segment* segment) co
 
 void SsdStore::Impl::AcceptWrite(SsdWrite op) {
   Segment* segment = state.Find(op.place.segment);
-  absl::Status status = CheckWrite(op, segment);
+  absl::Status status = state.CheckWritable();
+  if (status.ok()) status = CheckWrite(op, segment);
   if (!status.ok()) {
     Finish(op.place.segment, op.tag, SsdOpKind::kWrite, std::move(status));
     return;
@@ -88,6 +89,10 @@ void SsdStore::Impl::AcceptRead(SsdRead op) {
 }
 
 void SsdStore::Impl::AcceptFree(uint64_t tag, SsdPlace place) {
+  if (absl::Status status = state.CheckWritable(); !status.ok()) {
+    Finish(place.segment, tag, SsdOpKind::kFree, std::move(status));
+    return;
+  }
   Segment* segment = state.Find(place.segment);
   const bool unreadable = segment != nullptr && segment->state == SegmentState::kUnreadable;
   if (segment == nullptr || (!unreadable && place.slot >= segment->slots.size())) {
@@ -286,6 +291,7 @@ void SsdStore::Impl::EndWrite(const InFlight& op, bool ok) {
 }
 
 void SsdStore::Impl::Quarantine(Segment* segment, uint32_t slot) {
+  if (state.options.read_only) return;
   segment->slots.Set(slot, SlotState::kQuarantined);
   ++state.stats.quarantined_slots;
   committer.Add(

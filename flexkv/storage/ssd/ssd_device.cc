@@ -1,12 +1,16 @@
 #include "flexkv/storage/ssd/ssd_device.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 
-#include <condition_variable>
 #include <iterator>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "flexkv/base/unique_fd.h"
 
 namespace flexkv {
 namespace {
@@ -43,6 +47,25 @@ struct RemoveMemoryCommand {
 using Command = std::variant<SsdWrite, SsdRead, FreeCommand, RaiseCommand, CreateCommand,
                              DropCommand, AddMemoryCommand, RemoveMemoryCommand>;
 
+// What is worth carrying out when nobody waits for a result any more: it leaves a trace on the disk
+// that is of use, and does not block.
+bool CountsAtTheEnd(const Command& command) {
+  return std::holds_alternative<SsdWrite>(command) ||
+         std::holds_alternative<FreeCommand>(command) ||
+         std::holds_alternative<RaiseCommand>(command);
+}
+
+// Every store has one of these files at least; whether it opens for direct I/O is what the disk
+// went by.
+bool HasDirectIo(const std::string& directory) {
+  for (const char* name : {"/superblock.a", "/superblock.b"}) {
+    const std::string path = absl::StrCat(directory, name);
+    const UniqueFd fd(open(path.c_str(), O_RDONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC));
+    if (fd.valid()) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 struct SsdDevice::Impl {
@@ -54,7 +77,9 @@ struct SsdDevice::Impl {
   // Carries out what came in; false when the owner wants to end.
   bool TakeCommands();
   void Execute(Command command);
-  void End(uint64_t tag, absl::Status status, uint32_t segment = 0);
+  void End(SsdDeviceResult result);
+  void AddMemory(const AddMemoryCommand& command);
+  void RemoveMemory(const RemoveMemoryCommand& command);
   void Publish();
   void Close();
   bool Submit(Command command);
@@ -70,6 +95,13 @@ struct SsdDevice::Impl {
   std::vector<SsdResult> polled;
   std::vector<SsdDeviceResult> ended;
   TimeNs status_at = 0;
+  bool direct = true;
+  struct Memory {
+    size_t bytes = 0;
+    bool registered = false;
+  };
+  std::map<const std::byte*, Memory> memory;  // added and not removed
+  uint64_t memory_bytes = 0, registered_bytes = 0;
 
   std::vector<RecoveredBlock> recovered;  // between Open and TakeRecovered
   std::vector<std::pair<NamespaceDigest, uint32_t>> epochs;
@@ -109,6 +141,7 @@ absl::Status SsdDevice::Impl::Open() {
   store = *std::move(opened);
   recovered = store->TakeRecovered();
   epochs = store->Epochs();
+  direct = HasDirectIo(options.disk.directory);
   Publish();
   thread = std::thread([this] { Run(); });
   return absl::OkStatus();
@@ -118,7 +151,7 @@ void SsdDevice::Impl::Run() {
   pthread_setname_np(pthread_self(), "flexkvd-ssd");
   while (TakeCommands()) {
     store->Poll(kIdlePollNs, &polled);
-    for (SsdResult& result : polled) End(result.tag, std::move(result.status));
+    for (SsdResult& result : polled) End({result.tag, std::move(result.status)});
     polled.clear();
     Publish();
   }
@@ -126,13 +159,17 @@ void SsdDevice::Impl::Run() {
 }
 
 bool SsdDevice::Impl::TakeCommands() {
+  bool last = false;
   {
     std::lock_guard<std::mutex> lock(mutex);
-    if (stopping) return false;
+    last = stopping;
     commands.swap(incoming);
   }
-  for (Command& command : commands) Execute(std::move(command));
+  for (Command& command : commands) {
+    if (!last || CountsAtTheEnd(command)) Execute(std::move(command));
+  }
   commands.clear();
+  if (last) return false;
   // What ended at once is told before the thread waits for the disk.
   Publish();
   return true;
@@ -148,23 +185,37 @@ void SsdDevice::Impl::Execute(Command command) {
     void operator()(RaiseCommand& op) { impl->store->SubmitRaiseEpoch(op.tag, op.ns, op.epoch); }
     void operator()(CreateCommand& op) {
       const absl::StatusOr<uint32_t> segment = impl->store->CreateSegment(op.shape);
-      impl->End(op.tag, segment.status(), segment.value_or(0));
+      impl->End({op.tag, segment.status(), segment.value_or(0)});
     }
-    void operator()(DropCommand& op) { impl->End(op.tag, impl->store->DropSegment(op.segment)); }
-    void operator()(AddMemoryCommand& op) {
-      impl->disk->RegisterMemory(op.memory);  // a refusal costs speed only, and is counted
-      impl->End(op.tag, absl::OkStatus());
-    }
-    void operator()(RemoveMemoryCommand& op) {
-      impl->disk->UnregisterMemory(op.memory);
-      impl->End(op.tag, absl::OkStatus());
-    }
+    void operator()(DropCommand& op) { impl->End({op.tag, impl->store->DropSegment(op.segment)}); }
+    void operator()(AddMemoryCommand& op) { impl->AddMemory(op); }
+    void operator()(RemoveMemoryCommand& op) { impl->RemoveMemory(op); }
   };
   std::visit(Visitor{this}, command);
 }
 
-void SsdDevice::Impl::End(uint64_t tag, absl::Status status, uint32_t segment) {
-  ended.push_back({tag, std::move(status), segment});
+void SsdDevice::Impl::End(SsdDeviceResult result) { ended.push_back(std::move(result)); }
+
+// A refusal of the kernel costs speed only.
+void SsdDevice::Impl::AddMemory(const AddMemoryCommand& command) {
+  const bool registered = disk->RegisterMemory(command.memory);
+  const auto [entry, added] =
+      memory.try_emplace(command.memory.data(), Memory{command.memory.size(), registered});
+  if (added) {
+    memory_bytes += command.memory.size();
+    registered_bytes += registered ? command.memory.size() : 0;
+  }
+  End({.tag = command.tag, .registered = registered});
+}
+
+void SsdDevice::Impl::RemoveMemory(const RemoveMemoryCommand& command) {
+  disk->UnregisterMemory(command.memory);
+  if (const auto entry = memory.find(command.memory); entry != memory.end()) {
+    memory_bytes -= entry->second.bytes;
+    registered_bytes -= entry->second.registered ? entry->second.bytes : 0;
+    memory.erase(entry);
+  }
+  End({.tag = command.tag});
 }
 
 void SsdDevice::Impl::Publish() {
@@ -175,7 +226,15 @@ void SsdDevice::Impl::Publish() {
   {
     std::lock_guard<std::mutex> lock(mutex);
     std::move(ended.begin(), ended.end(), std::back_inserter(results));
-    if (status_due) told = {backend, store->stats(), disk->stats(), store->segments()};
+    if (status_due) {
+      told = {.backend = backend,
+              .direct = direct,
+              .memory_bytes = memory_bytes,
+              .registered_bytes = registered_bytes,
+              .store = store->stats(),
+              .disk = disk->stats(),
+              .segments = store->segments()};
+    }
   }
   ended.clear();
   if (status_due) status_at = now;
@@ -260,7 +319,9 @@ void SsdDevice::TakeResults(std::vector<SsdDeviceResult>* results) {
 
 SsdDeviceStatus SsdDevice::status() const {
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  return impl_->told;
+  SsdDeviceStatus status = impl_->told;
+  status.commands = impl_->under_way;
+  return status;
 }
 
 }  // namespace flexkv

@@ -38,11 +38,16 @@ struct SsdDeviceOptions {
 struct SsdDeviceResult {
   uint64_t tag = 0;  // the caller's
   absl::Status status;
-  uint32_t segment = 0;  // of CreateSegment
+  uint32_t segment = 0;     // of CreateSegment
+  bool registered = false;  // of AddMemory: with the kernel
 };
 
 struct SsdDeviceStatus {
   SsdBackend backend = SsdBackend::kAuto;  // in use
+  bool direct = true;                      // false: through the page cache
+  uint32_t commands = 0;                   // accepted, their results not taken; as of now
+  uint64_t memory_bytes = 0;               // added and not removed
+  uint64_t registered_bytes = 0;           // of that, registered with the kernel
   SsdStoreStats store;
   DiskStats disk;
   std::vector<SsdSegmentInfo> segments;
@@ -53,8 +58,8 @@ class SsdDevice {
   // Opens and recovers; returns when that is done. Errors of MakeUringDisk, MakeThreadDisk and
   // SsdStore::Open.
   static absl::StatusOr<std::unique_ptr<SsdDevice>> Open(SsdDeviceOptions options);
-  // Commits what was written, within two seconds; the rest is dropped. No memory given to a command
-  // is touched after it returns.
+  // Carries out the writes, frees and epochs that were accepted and commits them, within two
+  // seconds; the rest is dropped. No memory given to a command is touched after it returns.
   ~SsdDevice();
 
   // Found by Open; handed out once.
@@ -70,8 +75,11 @@ class SsdDevice {
   bool RaiseEpoch(uint64_t tag, const NamespaceDigest& ns, uint32_t epoch);
   bool CreateSegment(uint64_t tag, SsdShape shape);
   bool DropSegment(uint64_t tag, uint32_t segment);
-  // Memory that commands will use often (arena segments). OK even when the kernel refuses; the
-  // status counts what is unregistered. REQUIRES for RemoveMemory: no command under way uses it.
+  // Memory that commands will use often (arena segments). OK even when the kernel refuses; result
+  // and status say so. Both take effect in order with other commands: a Read or Write given after
+  // AddMemory finds its memory registered, one given after RemoveMemory does not, and once the
+  // result of RemoveMemory was taken the device knows nothing of that memory any more: its address
+  // may come to mean something else. REQUIRES for RemoveMemory: no command under way uses it.
   bool AddMemory(uint64_t tag, std::span<std::byte> memory);
   bool RemoveMemory(uint64_t tag, const std::byte* memory);
 

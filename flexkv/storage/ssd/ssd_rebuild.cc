@@ -8,6 +8,7 @@ namespace flexkv::ssd {
 namespace {
 
 constexpr uint32_t kHeadersAhead = 32;
+constexpr uint32_t kBlankPages = 256;
 
 }  // namespace
 
@@ -91,6 +92,7 @@ void SegmentRecovery::Rebuild() {
   Salvage(&image);
   ReadHeaders(&image);
   image.Compact();
+  segment_->damaged_records = image.dropped();
   state_->stats.dropped_records += image.dropped();
   segment_->rebuilt = true;
   if (*files_.data_bytes != segment_->shape.segment_bytes()) state_->Retire(segment_);
@@ -118,15 +120,34 @@ bool ReplaceLogFile(StoreState* state, Segment* segment, uint64_t bytes) {
   return true;
 }
 
+// The header last: without it, pages that are left would look like those of a header that was lost.
+bool BlankRegion(StoreState* state, const Segment* segment, uint32_t region) {
+  const PageBuffer zeros(std::min(segment->region_pages, kBlankPages));
+  const uint64_t begin = segment->RegionOffset(region);
+  for (uint32_t page = 1; page < segment->region_pages;) {
+    const uint32_t count = std::min(segment->region_pages - page, kBlankPages);
+    if (!state->io.Write(segment->log, begin + uint64_t{page} * kPageBytes, zeros.span(0, count))) {
+      return false;
+    }
+    page += count;
+  }
+  return state->SyncFile(segment->log) && state->io.Write(segment->log, begin, zeros.span(0, 1)) &&
+         state->SyncFile(segment->log);
+}
+
 }  // namespace
 
 void WriteNewLog(StoreState* state, Segment* segment, std::span<const RecoveredBlock> blocks) {
   if (segment->state != SegmentState::kOpen) return;
   const uint64_t bytes = 2 * segment->RegionOffset(1);
   const bool fits = segment->log_open && segment->log_bytes == bytes;
-  if ((!fits && !ReplaceLogFile(state, segment, bytes)) || !state->RunTurnOver(segment, blocks)) {
-    state->Retire(segment);
-  }
+  const bool blank = state->options.fresh_logs;
+  const uint32_t old_region = segment->position.region;
+  const bool written = (fits || ReplaceLogFile(state, segment, bytes)) &&
+                       (!blank || BlankRegion(state, segment, 1 - old_region)) &&
+                       state->RunTurnOver(segment, blocks) &&
+                       (!blank || BlankRegion(state, segment, old_region));
+  if (!written) state->Retire(segment);
 }
 
 }  // namespace flexkv::ssd

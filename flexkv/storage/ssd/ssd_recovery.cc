@@ -120,6 +120,7 @@ bool SegmentRecovery::Run() {
     return true;
   }
   image.Compact();
+  segment_->damaged_records = image.dropped();
   state_->stats.dropped_records += image.dropped();
   // A data file cut short without a block in it: the end of its making was not reached. Its log
   // goes, so epochs that only this one knows, never acknowledged, must not count.
@@ -148,6 +149,9 @@ std::map<uint32_t, SegmentFiles> SortFiles(const std::vector<DiskFile>& files) {
 }
 
 void RemoveFiles(StoreState* state, uint32_t id, const SegmentFiles& files) {
+  state->stats.leftover_files += files.data_bytes.has_value() ? 1 : 0;
+  state->stats.leftover_files += files.log_bytes.has_value() ? 1 : 0;
+  if (state->options.read_only) return;
   Disk* disk = state->io.disk();
   // Data first: a log without data says nothing, data without a log looks like damage.
   if (files.data_bytes.has_value() && disk->Remove(DataName(id)).ok()) {
@@ -224,7 +228,8 @@ std::vector<RecoveredBlock> RecoverSegments(StoreState* state, const std::vector
   }
   DropOver(state, &blocks);
   for (const auto& [id, segment] : state->segments) {
-    if (!segment->rebuilt) continue;
+    if (state->options.read_only) break;
+    if (!segment->rebuilt && !state->options.fresh_logs) continue;
     WriteNewLog(state, segment.get(), BlocksOf(id, blocks));
   }
   state->stats.recovered_blocks = blocks.size();

@@ -77,6 +77,7 @@ SsdSegmentInfo Segment::Info() const {
   info.committed = slots.count(SlotState::kCommitted) + slots.count(SlotState::kFreeing);
   info.quarantined = slots.count(SlotState::kQuarantined);
   info.rebuilt = rebuilt;
+  info.damaged_records = damaged_records;
   if (info.quarantined + slots.count(SlotState::kLost) == 0) return info;
   for (uint32_t slot = 0; slot < slots.size(); ++slot) {
     const SlotState found = slots[slot].state();

@@ -80,6 +80,7 @@ struct Segment {
   uint64_t data_bytes = 0, log_bytes = 0;  // of the files that exist
   SegmentState state = SegmentState::kOpen;
   bool rebuilt = false;
+  uint64_t damaged_records = 0;
   SlotArray slots;
   LogPosition position;
   uint32_t faults = 0;       // slots quarantined in this life

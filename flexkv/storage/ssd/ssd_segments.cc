@@ -18,6 +18,11 @@ void StoreState::Retire(Segment* segment) {
   ++stats.retired_segments;
 }
 
+absl::Status StoreState::CheckWritable() const {
+  if (!options.read_only) return absl::OkStatus();
+  return absl::FailedPreconditionError("the store is open for reading only");
+}
+
 bool StoreState::HasRoomFor(uint64_t bytes) const {
   return stats.file_bytes <= options.max_bytes && bytes <= options.max_bytes - stats.file_bytes;
 }
@@ -88,6 +93,7 @@ absl::Status KeepEpochs(StoreState* state, const Segment* dropped) {
 }  // namespace
 
 absl::StatusOr<uint32_t> CreateSegment(StoreState* state, const SsdShape& shape) {
+  if (absl::Status status = state->CheckWritable(); !status.ok()) return status;
   if (!ShapeIsValid(shape)) return absl::InvalidArgumentError("a segment's shape is out of range");
   auto segment = std::make_unique<Segment>();
   segment->SetShape(shape);
@@ -120,6 +126,7 @@ absl::StatusOr<uint32_t> CreateSegment(StoreState* state, const SsdShape& shape)
 }
 
 absl::Status DropSegment(StoreState* state, uint32_t id) {
+  if (absl::Status status = state->CheckWritable(); !status.ok()) return status;
   Segment* segment = state->Find(id);
   if (segment == nullptr) return absl::NotFoundError(absl::StrCat("no segment ", id));
   const std::vector<uint32_t>& told = state->result_segments;

@@ -35,11 +35,12 @@ struct StoreState {
   Segment* Find(uint32_t segment);
   // Nothing more is written to it.
   void Retire(Segment* segment);
-  bool SyncFile(FileId file) { return !options.sync || io.Sync(file); }
+  bool SyncFile(FileId file) { return !options.sync || options.read_only || io.Sync(file); }
   // Moves the segment's log to its other region, waiting for each transfer; with the live blocks
   // from the old region or from `blocks`. False: a transfer failed.
   bool RunTurnOver(Segment* segment, std::optional<std::span<const RecoveredBlock>> blocks);
   bool HasRoomFor(uint64_t bytes) const;
+  absl::Status CheckWritable() const;  // FailedPrecondition: read_only
 };
 
 // --- superblocks

@@ -145,7 +145,9 @@ bool SsdStore::SubmitFree(uint64_t tag, SsdPlace place) {
 
 bool SsdStore::SubmitRaiseEpoch(uint64_t tag, const NamespaceDigest& ns, uint32_t epoch) {
   if (!impl_->Accept()) return false;
-  if (ssd::RaiseEpoch(ns, epoch, &impl_->state.epochs)) {
+  if (absl::Status status = impl_->state.CheckWritable(); !status.ok()) {
+    impl_->Finish(0, tag, SsdOpKind::kRaiseEpoch, std::move(status));
+  } else if (ssd::RaiseEpoch(ns, epoch, &impl_->state.epochs)) {
     impl_->committer.Raise({tag, ns, epoch});
   } else {
     impl_->Finish(0, tag, SsdOpKind::kRaiseEpoch,
@@ -185,7 +187,7 @@ SsdStoreStats SsdStore::stats() const {
 
 absl::Status SsdStore::CheckInvariants() const {
   const Impl& impl = *impl_;
-  uint64_t file_bytes = 2 * kPageBytes;
+  uint64_t file_bytes = impl.state.options.read_only ? 0 : 2 * kPageBytes;  // else a copy may lack
   uint32_t pending = 0;
   for (const auto& [id, segment] : impl.state.segments) {
     if (absl::Status status = segment->slots.CheckInvariants(); !status.ok()) return status;

@@ -97,6 +97,9 @@ struct SsdSegmentInfo {
   uint32_t quarantined = 0;  // slots never written again
   bool rebuilt = false;      // from slot headers, its log was lost
   std::vector<uint32_t> unusable;  // slots that are never written again, ascending
+  // Pages and records that did not verify when it was recovered. Blocks of an epoch that is over
+  // are not among them.
+  uint64_t damaged_records = 0;
 };
 
 struct RecoveredBlock {
@@ -112,6 +115,13 @@ struct SsdStoreOptions {
       5 * kNsPerMs;                   // a commit group closes this long after its first write ended
   uint64_t group_bytes = 8ull << 20;  // or when it holds this much
   bool sync = true;                   // false only in benchmarks that say so
+  // Nothing is written, made or removed: what Open would repair stays as it is, reads do not
+  // quarantine, and all other ops and segments are refused (FailedPrecondition). NotFound from Open
+  // where there is no store. For `flexkv ssd verify`.
+  bool read_only = false;
+  // Open gives every segment a new log, so that nothing is left of what did not verify in the old
+  // one.
+  bool fresh_logs = false;
   // Of the store, when the device is formatted; all zero: drawn at random. Simulations give one.
   std::array<uint8_t, 16> new_store_id{};
 };
@@ -121,7 +131,10 @@ struct SsdStoreStats {
   uint64_t read_errors = 0, corrupt_blocks = 0, write_errors = 0, sync_errors = 0;
   uint64_t retired_segments = 0, quarantined_slots = 0, checkpoints = 0;
   uint64_t recovered_blocks = 0, dropped_records = 0;  // at the last Open
-  uint64_t file_bytes = 0;                             // of all files, against max_bytes
+  // At the last Open: superblock copies that were missing or damaged; files of segments whose
+  // making or dropping a crash had cut short (removed, unless read_only).
+  uint64_t bad_superblocks = 0, leftover_files = 0;
+  uint64_t file_bytes = 0;  // of all files, against max_bytes
   uint32_t queued_ops = 0;
   uint64_t inflight_bytes = 0;
 };

@@ -138,6 +138,9 @@ absl::StatusOr<Superblock> Reconstruct(StoreState* state, const Copy& a, const C
     }
   }
   if (owner.error) return absl::UnavailableError("no segment of the device can be read");
+  if (state->options.read_only && !a.exists && !b.exists && owner.segments == 0) {
+    return absl::NotFoundError("there is no store of FlexKV");
+  }
   Superblock fresh{state->options.new_store_id, 1, 1};
   if (fresh.store == StoreId{}) fresh.store = NewStoreId();
   if (owner.segments > 0) fresh.next_segment = owner.max_segment + 1;
@@ -176,6 +179,9 @@ absl::Status OpenSuperblocks(StoreState* state, const std::vector<DiskFile>& fil
     chosen->next_segment = std::max(chosen->next_segment, owner.max_segment + 1);
   }
   state->superblock = *chosen;
+  state->stats.bad_superblocks = static_cast<uint64_t>(
+      std::count_if(copies.begin(), copies.end(), [](const Copy& copy) { return !copy.good(); }));
+  if (state->options.read_only) return absl::OkStatus();
   int present = -1;
   for (int i = 0; i < 2; ++i) {
     const bool same = copies[i].good() && copies[i].superblock.sequence == chosen->sequence;

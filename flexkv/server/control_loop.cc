@@ -181,7 +181,7 @@ void ControlLoop::TickIfDue() {
   bool ssd_results = false;
   if (ssd_ != nullptr) {
     ssd_results = ssd_->Collect();
-    ssd_->Sample(now_);
+    ssd_->Tick(now_);
   }
   executor_.SyncSegments();
   manager_.Tick(now_);

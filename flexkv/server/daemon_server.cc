@@ -182,6 +182,7 @@ absl::Status DaemonServer::Impl::OpenSsd(SsdConfig* config) {
   tier.bytes_per_directory = SsdShareBytes(*config);
   tier.queue_depth = config->queue_depth;
   tier.backend = config->backend;
+  tier.register_memory = prefault;
   tier.wake = [bell = Doorbell()] { shm::RingBell(bell); };
   absl::StatusOr<std::unique_ptr<SsdTier>> opened = SsdTier::Open(tier, segments.get());
   if (!opened.ok()) return opened.status();

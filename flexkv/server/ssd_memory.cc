@@ -9,8 +9,18 @@ absl::StatusOr<SegmentId> SsdMemory::Create(uint64_t bytes) {
   if (!segment.ok()) return segment;
   const std::span<std::byte> memory(segments_->Data(*segment), segments_->Bytes(*segment));
   memory_.emplace(*segment, memory);
-  for (SsdDevicePort* port : ports_) port->AddMemory(*segment, memory);
+  untold_.insert(*segment);
   return segment;
+}
+
+void SsdMemory::TellPrefaulted() {
+  if (!tell_ || untold_.empty() || !segments_->WaitPrefaulted(0)) return;
+  // Where the kernel had no memory for some pages, a device must not ask for them either.
+  if (segments_->stats().prefault_failed_bytes > 0) return;
+  for (const SegmentId segment : untold_) {
+    for (SsdDevicePort* port : ports_) port->AddMemory(segment, memory_.at(segment));
+  }
+  untold_.clear();
 }
 
 void SsdMemory::Destroy(SegmentId segment) {
@@ -18,7 +28,7 @@ void SsdMemory::Destroy(SegmentId segment) {
   if (found == memory_.end()) return;  // unknown, or dying already
   const std::byte* address = found->second.data();
   memory_.erase(found);
-  if (ports_.empty()) {
+  if (untold_.erase(segment) > 0 || ports_.empty()) {
     segments_->Destroy(segment);
     return;
   }

@@ -1,5 +1,9 @@
-// Arena segments that every SSD device knows: registered when they are made, and not given back
-// before the last device has let go.
+// Arena segments as the SSD devices know them: told to them once their pages are there, and not
+// given back before the last device has let go.
+//
+// Why not told when they are made: registering pins pages and makes those that are missing one by
+// one, 6 s for 1 GiB against 0.06 s once they are there, and the device does nothing else
+// meanwhile.
 //
 // Why the real Destroy waits: a device that still has a segment registered would, when the same
 // address comes to mean another segment, move bytes of pages that are gone. RemoveMemory takes
@@ -8,6 +12,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -22,7 +27,13 @@ class SsdMemory : public SegmentStore {
  public:
   // `segments` and the ports outlive this, except as Abandon says.
   explicit SsdMemory(MemfdSegmentStore* segments) : segments_(segments) {}
-  void SetPorts(std::vector<SsdDevicePort*> ports) { ports_ = std::move(ports); }
+  // `tell` false: devices are told of no memory.
+  void SetPorts(std::vector<SsdDevicePort*> ports, bool tell) {
+    ports_ = std::move(ports);
+    tell_ = tell;
+  }
+  // Tells the devices of the segments whose pages are there. Call now and then.
+  void TellPrefaulted();
 
   absl::StatusOr<SegmentId> Create(uint64_t bytes) override;
   // REQUIRES: no command under way uses the segment.
@@ -41,7 +52,9 @@ class SsdMemory : public SegmentStore {
  private:
   MemfdSegmentStore* segments_;
   std::vector<SsdDevicePort*> ports_;
+  bool tell_ = true;
   std::map<SegmentId, std::span<std::byte>> memory_;
+  std::set<SegmentId> untold_;         // of those, the ones that no device knows yet
   std::map<SegmentId, size_t> dying_;  // devices that have not let go yet
 };
 

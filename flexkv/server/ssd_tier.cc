@@ -75,6 +75,9 @@ void LogOpened(const std::string& directory, const SsdTierConfig& config,
         "SSD tier {}: its file system has no direct I/O; transfers go through the page cache",
         directory);
   }
+  if (status.backend == SsdBackend::kIoUring && !config.register_memory) {
+    spdlog::info("SSD tier {}: arena memory is not registered, for prefault is off", directory);
+  }
   if (status.backend == SsdBackend::kThreads && config.backend == SsdBackend::kAuto) {
     spdlog::warn("SSD tier {}: io_uring is refused here, threads are used", directory);
   }
@@ -105,7 +108,7 @@ absl::StatusOr<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdTierConfig& conf
     LogOpened(port->directory(), config, (*opened[i].device)->status(), opened[i].took_ns);
     port->Attach(*std::move(opened[i].device), opened[i].took_ns, config.bytes_per_directory);
   }
-  tier->memory_.SetPorts(std::move(ports));
+  tier->memory_.SetPorts(std::move(ports), config.register_memory);
   return tier;
 }
 
@@ -131,7 +134,8 @@ bool SsdTier::Collect() {
   return any;
 }
 
-void SsdTier::Sample(TimeNs now) {
+void SsdTier::Tick(TimeNs now) {
+  memory_.TellPrefaulted();
   for (const auto& port : ports_) port->Sample(now);
 }
 

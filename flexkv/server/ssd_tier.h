@@ -25,6 +25,9 @@ struct SsdTierConfig {
   uint32_t queue_depth = 64;
   SsdBackend backend = SsdBackend::kAuto;
   uint32_t max_commands = 4096;  // under way, of one device
+  // Registers arena memory with the kernel once it is prefaulted. False where it is not: that would
+  // populate all of it.
+  bool register_memory = true;
   // Called on devices' threads when results are there; must not block.
   std::function<void()> wake;
 };
@@ -42,12 +45,14 @@ class SsdTier {
 
   // Control thread from here on. Both are the manager's.
   SegmentStore* segments() { return &memory_; }
+  const SsdMemory& memory() const { return memory_; }
   std::vector<SsdPort*> ports() const;
 
   bool HasResults() const;
   // Takes what ended from the devices; true when there was something.
   bool Collect();
-  void Sample(TimeNs now);
+  // Housekeeping; call about ten times a second.
+  void Tick(TimeNs now);
   std::vector<SsdDeviceSnapshot> Snapshot(TimeNs now) const;
 
  private:

@@ -8,8 +8,10 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/server/admin_service.h"
 #include "flexkv/server/metrics_server.h"
 #include "flexkv/server/status_text.h"
 #include "gmock/gmock.h"
@@ -99,6 +101,32 @@ TEST_F(SsdDaemonTest, AnIncompleteEngineHearsNothingOfAClear) {
   ASSERT_TRUE(admin.ok());
   EXPECT_TRUE((*admin)->Clear("", 3000).ok());
   EXPECT_FALSE((*scheduler)->WaitFor(shm::MessageType::kResetReply, 200).has_value());
+}
+
+// What a clear that a device did not note looks like to whoever asked.
+TEST(AdminClearTest, AnswersSayWhatADeviceDidNotNote) {
+  using State = ClearAnswer::State;
+  const TempDir dir;
+  State state = State::kDone;
+  AdminCallbacks callbacks;
+  callbacks.snapshot = [] { return std::nullopt; };
+  callbacks.clear = [&](const std::string&) { return ClearAnswer{state, 3}; };
+  callbacks.stop = [] {};
+  const std::string path = dir.path() + "/admin.sock";
+  const auto server = AdminServer::Start(path, std::move(callbacks));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto client = AdminClient::Connect(path);
+  ASSERT_TRUE(client.ok()) << client.status();
+  EXPECT_EQ((*client)->Clear("", 3000).value_or(0), 3u);
+  for (const auto& [answer, code, words] :
+       {std::tuple{State::kNotNoted, absl::StatusCode::kInternal, "its old blocks may come back"},
+        std::tuple{State::kPending, absl::StatusCode::kDeadlineExceeded, "has not noted it yet"},
+        std::tuple{State::kBusy, absl::StatusCode::kUnavailable, "busy"}}) {
+    state = answer;
+    const absl::Status status = (*client)->Clear("", 3000).status();
+    EXPECT_EQ(status.code(), code);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(words));
+  }
 }
 
 TEST_F(SsdDaemonTest, ItStartsAgainOnTheSameDirectories) {

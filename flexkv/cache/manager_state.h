@@ -213,6 +213,7 @@ struct CacheManager::Impl {
   void SubmitFrees(ClassState* size_class);
   std::vector<bool> WritableDevices() const;
   uint64_t SsdBytes() const;
+  std::vector<ClassShare> SsdShares() const;
   uint64_t SsdBytesOf(const ClassState& size_class) const;
   uint64_t SsdSlotsOfAll() const;
   bool MayGrowSsd(ClassState* size_class) const;

@@ -291,6 +291,8 @@ bool CacheManager::Impl::MayGrowSsd(ClassState* size_class) const {
     return false;
   }
   if (options.ssd.cache_bytes == 0) return true;
+  if (classes.size() > 1 && !MayGrow(SsdShares(), IndexOf(size_class), options.ssd.cache_bytes))
+    return false;
   const uint64_t per_device = options.ssd.cache_bytes / ssd.devices.size();
   return std::any_of(ssd.devices.begin(), ssd.devices.end(), [&](const SsdDeviceState& device) {
     return device.bytes + plan.segment_file_bytes <= per_device;
@@ -352,10 +354,11 @@ void CacheManager::Impl::EvictAheadOnSsd(ClassState* size_class) {
   const uint64_t wanted = std::clamp(store.ssd()->capacity() / 64, kMinAhead, kMaxAhead);
   uint64_t room = store.ssd()->free_slots() + size_class->ssd.to_free.size() + ssd.frees_in_flight;
   if (room >= wanted || GrowSsd(size_class)) return;
-  const bool growing = std::any_of(ssd.devices.begin(), ssd.devices.end(),
-                                   [](const SsdDeviceState& device) { return device.creating; });
-  // Blocks give way only where a write would find no room otherwise.
-  if (growing || size_class->ssd.write_queue.empty()) return;
+  // Blocks give way only where a write would find no room otherwise, and could be written.
+  const bool soon = std::any_of(
+      ssd.devices.begin(), ssd.devices.end(),
+      [&](const SsdDeviceState& device) { return device.creating || now < device.writes.until; });
+  if (soon || size_class->ssd.write_queue.empty()) return;
   size_class->ssd.waiting_until = now + kSsdWaitingNs;
   for (uint32_t i = 0; i < kSsdCommandsPerTick && room < wanted; ++i, ++room) {
     NamespaceId owner = 0;
@@ -414,19 +417,26 @@ void CacheManager::Impl::EndDrop(const SsdCommand& command, const absl::Status& 
   state.draining = ClassSsd::kNoDrain;
 }
 
+std::vector<ClassShare> CacheManager::Impl::SsdShares() const {
+  std::vector<ClassShare> shares;
+  for (const auto& c : classes) {
+    shares.push_back(ClassShare{.bytes = SsdBytesOf(*c),
+                                .group_bytes = c->ssd.segment_file_bytes,
+                                .entitled = c->engines > 0,
+                                .waiting = c->engines > 0 && now < c->ssd.waiting_until});
+  }
+  return shares;
+}
+
 // Segments that no longer take writes go when there is no other room; beyond the budget, and from
 // classes above their share, open ones too.
 void CacheManager::Impl::BalanceSsd() {
   const uint64_t budget = options.ssd.cache_bytes;
-  std::vector<ClassShare> shares;
-  for (const auto& c : classes) {
-    const bool waits = c->engines > 0 && now < c->ssd.waiting_until;
-    if (waits && !MayGrowSsd(c.get()) && c->store->ssd()->closed_groups() > 0)
-      StartDrainSsd(c.get(), true);
-    shares.push_back(ClassShare{.bytes = SsdBytesOf(*c),
-                                .group_bytes = c->ssd.segment_file_bytes,
-                                .entitled = c->engines > 0,
-                                .waiting = waits});
+  const std::vector<ClassShare> shares = SsdShares();
+  for (size_t i = 0; i < classes.size(); ++i) {
+    ClassState* c = classes[i].get();
+    if (shares[i].waiting && !MayGrowSsd(c) && c->store->ssd()->closed_groups() > 0)
+      StartDrainSsd(c, true);
   }
   if (budget == 0) return;
   if (SsdBytes() > budget) {

@@ -562,7 +562,7 @@ void ManagerSim::Finish() {
   for (int round = 0; round < 1000 && manager_->status().ops_in_flight > 0; ++round) {
     device_->Drain();
     for (const auto& ssd : ssds_) ssd->Drain();
-    now_ += kNsPerMs;
+    now_ += 10 * kNsPerMs;
     Tick();
   }
   for (SimEngine& engine : engines_) {

@@ -8,7 +8,11 @@ void SimSsd::Fail(const std::string& what) {
   if (status_.ok()) status_ = absl::InternalError("SSD: " + what);
 }
 
-bool SimSsd::Fault(uint64_t one_in) {
+bool SimSsd::Fault(Kind kind, uint64_t one_in) {
+  if (uint32_t& forced = forced_[kind]; forced > 0) {
+    --forced;
+    return true;
+  }
   if (!faults_ || !rng_->OneIn(one_in)) return false;
   ++fault_count_;
   return true;
@@ -126,7 +130,7 @@ absl::Status SimSsd::DoWrite(const Pending& op) {
   const auto epoch = epochs_.find(op.identity.ns);
   if (epoch != epochs_.end() && op.identity.epoch < epoch->second)
     return absl::FailedPreconditionError("epoch");
-  if (segment.retired || Fault(400)) {
+  if (segment.retired || Fault(Kind::kWrite, 400)) {
     segment.retired = true;
     return absl::UnavailableError("write");
   }
@@ -140,7 +144,7 @@ absl::Status SimSsd::DoRead(const Pending& op) {
   absl::Status status;
   if (block == blocks_.end() || !(block->second.identity == op.identity)) {
     status = absl::NotFoundError("block");
-  } else if (Fault(300)) {
+  } else if (Fault(Kind::kRead, 300)) {
     status = absl::DataLossError("block");
     unusable_[key] = 1;
     blocks_.erase(block);
@@ -162,7 +166,7 @@ absl::Status SimSsd::DoFree(const Pending& op) {
 }
 
 absl::Status SimSsd::DoDrop(const Pending& op) {
-  if (Fault(20)) return absl::FailedPreconditionError("drop");
+  if (Fault(Kind::kDrop, 20)) return absl::FailedPreconditionError("drop");
   segments_.erase(op.place.segment);
   const auto of_segment = [&](const auto& entry) { return entry.first.first == op.place.segment; };
   std::erase_if(blocks_, of_segment);
@@ -183,7 +187,7 @@ void SimSsd::Execute(Pending op) {
       result.status = DoFree(op);
       break;
     case Kind::kRaise:
-      if (Fault(10)) {
+      if (Fault(Kind::kRaise, 10)) {
         result.status = absl::UnavailableError("epoch");
       } else {
         uint32_t& epoch = epochs_[op.identity.ns];
@@ -193,7 +197,7 @@ void SimSsd::Execute(Pending op) {
     case Kind::kCreate: {
       uint64_t slots = op.shape.slots;
       for (const auto& [id, segment] : segments_) slots += segment.shape.slots;
-      if (slots > max_slots_ || Fault(8)) {
+      if (slots > max_slots_ || Fault(Kind::kCreate, 8)) {
         result.status = absl::ResourceExhaustedError("space");
       } else {
         result.segment = next_segment_++;

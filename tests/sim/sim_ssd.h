@@ -36,6 +36,9 @@ class SimSsd : public SsdPort {
   void Step();
   void Drain();
   void set_faults(bool on) { faults_ = on; }
+  // The next so many of that kind fail (a read as damaged), faults on or off.
+  enum class Kind : uint8_t { kWrite, kRead, kFree, kRaise, kCreate, kDrop };
+  void FailNext(Kind kind, uint32_t times) { forced_[kind] = times; }
 
   const std::map<std::pair<uint32_t, uint32_t>, SimSsdBlock>& blocks() const { return blocks_; }
   const std::map<NamespaceDigest, uint32_t>& epochs() const { return epochs_; }
@@ -55,7 +58,6 @@ class SimSsd : public SsdPort {
   void TakeResults(std::vector<SsdPortResult>* results) override;
 
  private:
-  enum class Kind : uint8_t { kWrite, kRead, kFree, kRaise, kCreate, kDrop };
   struct Pending {
     Kind kind = Kind::kFree;
     uint64_t tag = 0;
@@ -79,13 +81,14 @@ class SimSsd : public SsdPort {
   absl::Status DoRead(const Pending& op);
   absl::Status DoFree(const Pending& op);
   absl::Status DoDrop(const Pending& op);
-  bool Fault(uint64_t one_in);
+  bool Fault(Kind kind, uint64_t one_in);
 
   TestRng* const rng_;
   const uint64_t max_slots_;
   SimDevice* arena_ = nullptr;
   bool faults_ = true;
   uint64_t fault_count_ = 0;
+  std::map<Kind, uint32_t> forced_;
   std::map<uint32_t, Segment> segments_;
   uint32_t next_segment_ = 1;
   std::map<Key, SimSsdBlock> blocks_;  // committed

@@ -90,7 +90,8 @@ SsdCommand::SsdCommand(CLI::App* app) {
       "  flexkv ssd verify --json /mnt/nvme0/flexkv | jq .directories[0].blocks\n\n"
       "Exit codes: 0 all good, or all repaired; 1 damage found; 2 usage, or no such directory;\n"
       "3 in use by a daemon; 130 interrupted.\n");
-  verify_->add_option("DIR", directories_, "directories, as in ssd_cache_dir")->required();
+  verify_->add_option("DIR", directories_, "directories or block devices, as in ssd_cache_dir")
+      ->required();
   verify_->add_flag("--repair", repair_,
                     "free what does not verify, drop what cannot be read, write fresh logs");
   verify_->add_flag("--keep-orphans", keep_orphans_,

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <errno.h>
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -56,33 +58,85 @@ inline std::string DiskPlace() {
   return named != nullptr ? named : std::filesystem::current_path().string();
 }
 
+enum class DiskPlaceKind : uint8_t {
+  kDirectory,
+  kTmpfs,
+  kImage,  // a regular file that stands for a raw device
+  kLoop,   // a real block device
+};
+
 struct DiskCase {
   const char* name;
   bool uring;
-  bool tmpfs;
+  DiskPlaceKind kind = DiskPlaceKind::kDirectory;
 };
+
+// A block device on top of a file, where the machine has such.
+class LoopDevice {
+ public:
+  explicit LoopDevice(const std::string& file) {
+    FILE* pipe = popen(("losetup -f --show " + file + " 2>&1").c_str(), "r");
+    char text[200] = {};
+    if (pipe != nullptr && std::fgets(text, sizeof(text), pipe) != nullptr) output_ = text;
+    if (pipe != nullptr) pclose(pipe);
+    while (!output_.empty() && output_.back() == '\n') output_.pop_back();
+    if (output_.rfind("/dev/loop", 0) == 0) path_ = output_;
+  }
+  ~LoopDevice() {
+    if (path_.empty()) return;
+    EXPECT_EQ(std::system(("losetup -d " + path_).c_str()), 0);
+  }
+  LoopDevice(const LoopDevice&) = delete;
+  LoopDevice& operator=(const LoopDevice&) = delete;
+  const std::string& path() const { return path_; }  // empty: there is none
+  const std::string& output() const { return output_; }
+
+ private:
+  std::string path_, output_;
+};
+
+inline void MakeImage(const std::string& path, uint64_t bytes) {
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  EXPECT_EQ(ftruncate(fd, static_cast<off_t>(bytes)), 0);
+  close(fd);
+}
 
 class DiskTest : public testing::TestWithParam<DiskCase> {
  protected:
   void SetUp() override {
-    if (GetParam().tmpfs && access("/dev/shm", W_OK) != 0) GTEST_SKIP() << "no tmpfs";
-    directory_ = MakeDirectory(GetParam().tmpfs ? "/dev/shm" : DiskPlace());
+    const bool tmpfs = GetParam().kind == DiskPlaceKind::kTmpfs;
+    if (tmpfs && access("/dev/shm", W_OK) != 0) GTEST_SKIP() << "no tmpfs";
+    directory_ = MakeDirectory(tmpfs ? "/dev/shm" : DiskPlace());
+    place_ = directory_;
+    if (is_volume()) {
+      place_ = directory_ + "/image";
+      MakeImage(place_, 256 << 20);
+    }
+    if (GetParam().kind == DiskPlaceKind::kLoop) {
+      loop_ = std::make_unique<LoopDevice>(place_);
+      if (loop_->path().empty()) GTEST_SKIP() << "no loop device: " << loop_->output();
+      place_ = loop_->path();
+    }
     Reopen();
   }
   void TearDown() override {
     EXPECT_TRUE(ArmFaults("").ok());
     disk_.reset();
+    loop_.reset();
     if (!directory_.empty()) std::filesystem::remove_all(directory_);
   }
 
-  static absl::StatusOr<std::unique_ptr<Disk>> Make(const DirectoryDiskOptions& options) {
+  static bool is_volume() {
+    return GetParam().kind == DiskPlaceKind::kImage || GetParam().kind == DiskPlaceKind::kLoop;
+  }
+  static absl::StatusOr<std::unique_ptr<Disk>> Make(DirectoryDiskOptions options) {
+    options.allow_regular_file = GetParam().kind == DiskPlaceKind::kImage;
     return GetParam().uring ? MakeUringDisk(options) : MakeThreadDisk(options);
   }
 
   void Reopen(uint32_t depth = 64) {
     disk_.reset();
-    absl::StatusOr<std::unique_ptr<Disk>> disk =
-        Make({.directory = directory_, .queue_depth = depth});
+    absl::StatusOr<std::unique_ptr<Disk>> disk = Make({.directory = place_, .queue_depth = depth});
     if (!disk.ok() && disk.status().code() == absl::StatusCode::kUnavailable) {
       GTEST_SKIP() << disk.status();
     }
@@ -124,6 +178,8 @@ class DiskTest : public testing::TestWithParam<DiskCase> {
   std::string PathOf(const std::string& name) const { return directory_ + "/" + name; }
 
   std::string directory_;
+  std::string place_;  // directory_, or the device
+  std::unique_ptr<LoopDevice> loop_;
   std::unique_ptr<Disk> disk_;
 };
 

@@ -84,10 +84,11 @@ TEST_P(DiskTest, UringForbidden) {
   disk_.reset();
   EXPECT_TRUE(InChild([&] {
     if (!ForbidUring()) return false;
-    const absl::Status status = Make({.directory = directory_}).status();
-    return GetParam().uring ? status.code() == StatusCode::kUnavailable &&
-                                  MakeThreadDisk({.directory = directory_}).ok()
-                            : status.ok();
+    const absl::Status status = Make({.directory = place_}).status();
+    return GetParam().uring
+               ? status.code() == StatusCode::kUnavailable &&
+                     MakeThreadDisk({.directory = place_, .allow_regular_file = is_volume()}).ok()
+               : status.ok();
   }));
 }
 

@@ -363,10 +363,14 @@ TEST_P(DiskTest, StrayCompletionsChangeNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, DiskTest,
-                         testing::Values(DiskCase{"uring_disk", true, false},
-                                         DiskCase{"uring_tmpfs", true, true},
-                                         DiskCase{"threads_disk", false, false},
-                                         DiskCase{"threads_tmpfs", false, true}),
+                         testing::Values(DiskCase{"uring_disk", true},
+                                         DiskCase{"uring_tmpfs", true, DiskPlaceKind::kTmpfs},
+                                         DiskCase{"uring_image", true, DiskPlaceKind::kImage},
+                                         DiskCase{"uring_loop", true, DiskPlaceKind::kLoop},
+                                         DiskCase{"threads_disk", false},
+                                         DiskCase{"threads_tmpfs", false, DiskPlaceKind::kTmpfs},
+                                         DiskCase{"threads_image", false, DiskPlaceKind::kImage},
+                                         DiskCase{"threads_loop", false, DiskPlaceKind::kLoop}),
                          [](const auto& param) { return param.param.name; });
 
 }  // namespace

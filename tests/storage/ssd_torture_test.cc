@@ -35,6 +35,7 @@ namespace {
 
 constexpr int kEventFd = 3;  // of the child
 
+constexpr int kFirstStepMs = 10'000;  // a bound, not an expectation
 // A child takes that much longer to begin.
 constexpr uint64_t kSlower = kSanitized ? 8 : 1;
 
@@ -138,7 +139,10 @@ absl::Status Torture::KillOnce() {
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) return absl::InternalError("posix_spawn");
   writing.Reset();
-  // From "not even opened" to "some groups committed".
+  // From "not even opened" to "some groups committed". Most lives are counted from the first step,
+  // so that a busy machine does not kill them all before it.
+  pollfd first_step{reading.get(), POLLIN, 0};
+  if (!rng_.OneIn(4)) poll(&first_step, 1, kFirstStepMs);
   const TimeNs life = kSlower * ((rng_.OneIn(4) ? 2 : 8) * kNsPerMs + rng_.Below(24 * kNsPerMs));
   absl::Status status = TakeEvents(reading.get(), clock_.Now() + life);
   kill(child, SIGKILL);

@@ -1,16 +1,21 @@
 #include "flexkv/storage/ssd/directory_disk.h"
 
 #include <errno.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/fault.h"
+#include "flexkv/storage/ssd/directory_files.h"
+#include "flexkv/storage/ssd/volume_files.h"
 
 namespace flexkv {
 namespace {
 
+constexpr char kInUsePayload[] = "flexkv.disk/in-use";
 constexpr uint32_t kMaxFiles = 1 << 16;
 constexpr uint64_t kMaxTransferBytes = 0x7ffff000;  // the kernel's own bound of one transfer
 constexpr size_t kMaxSlices = 1024;                 // IOV_MAX
@@ -21,16 +26,28 @@ TimeNs Now() { return SteadyClock().Now(); }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DirectoryFiles>> OpenDirectoryFiles(
-    const DirectoryDiskOptions& options) {
+bool IsInUse(const absl::Status& status) { return status.GetPayload(kInUsePayload).has_value(); }
+
+absl::Status InUseError(const std::string& path) {
+  absl::Status status =
+      absl::FailedPreconditionError(absl::StrCat(path, " is in use by another process"));
+  status.SetPayload(kInUsePayload, absl::Cord());
+  return status;
+}
+
+absl::StatusOr<std::unique_ptr<DiskFiles>> OpenDiskFiles(const DirectoryDiskOptions& options) {
   if (options.queue_depth < 1 || options.queue_depth > 4096) {
     return absl::InvalidArgumentError(
         absl::StrCat("queue depth: ", options.queue_depth, ", not 1..4096"));
   }
-  return DirectoryFiles::Open(options);
+  struct stat info {};
+  const bool known = stat(options.directory.c_str(), &info) == 0;
+  const bool device = known && S_ISBLK(info.st_mode);
+  const bool instead = known && S_ISREG(info.st_mode) && options.allow_regular_file;
+  return device || instead ? VolumeFiles::Open(options) : DirectoryFiles::Open(options);
 }
 
-DirectoryDisk::DirectoryDisk(std::unique_ptr<DirectoryFiles> files, uint32_t queue_depth)
+DirectoryDisk::DirectoryDisk(std::unique_ptr<DiskFiles> files, uint32_t queue_depth)
     : files_(std::move(files)), transfers_(queue_depth) {
   limits_ = {.memory_align = files_->memory_align(),
              .offset_align = files_->offset_align(),
@@ -46,7 +63,7 @@ absl::StatusOr<FileId> DirectoryDisk::Create(const std::string& name, uint64_t b
   return Add(files_->CreateFile(name, bytes));
 }
 
-absl::StatusOr<FileId> DirectoryDisk::Add(absl::StatusOr<DirectoryFiles::Opened> opened) {
+absl::StatusOr<FileId> DirectoryDisk::Add(absl::StatusOr<DiskFiles::Opened> opened) {
   if (!opened.ok()) return opened.status();
   uint32_t index = static_cast<uint32_t>(open_files_.size());
   if (!free_files_.empty()) {
@@ -60,6 +77,8 @@ absl::StatusOr<FileId> DirectoryDisk::Add(absl::StatusOr<DirectoryFiles::Opened>
   OpenFile& file = open_files_[index];
   file.fd = std::move(opened->fd);
   file.bytes = opened->bytes;
+  file.base = opened->base;
+  file.hold = std::move(opened->hold);
   ++file.generation;  // an id kept after Close finds nothing
   FileOpened(index, file.fd.get());
   return static_cast<FileId>(file.generation) << 16 | index;
@@ -78,6 +97,7 @@ void DirectoryDisk::Close(FileId id) {
   const uint32_t index = id & (kMaxFiles - 1);
   FileClosed(index);
   file->fd.Reset();
+  file->hold.reset();
   free_files_.push_back(index);
 }
 
@@ -112,10 +132,12 @@ bool DirectoryDisk::Submit(const IoRequest& request) {
   Transfer& transfer = transfers_[slot];
   transfer.tag = request.tag;
   transfer.kind = request.kind;
-  transfer.offset = request.offset;
+  const OpenFile& file = *Find(request.file);
+  transfer.offset = file.base + request.offset;
   transfer.slices.assign(request.slices.begin(), request.slices.end());
-  transfer.fd = Find(request.file)->fd.get();
+  transfer.fd = file.fd.get();
   transfer.file_index = request.file & (kMaxFiles - 1);
+  if (transfer.kind == IoKind::kRead && file.hold != nullptr) CutAtEnd(transfer, file);
   if (const std::optional<int64_t> result = InjectFault(transfer); result.has_value()) {
     immediate_.push_back({.tag = request.tag, .result = *result});
     Count(request.kind, *result);
@@ -156,7 +178,16 @@ std::optional<int64_t> DirectoryDisk::InjectFault(Transfer& transfer) const {
 void DirectoryDisk::Shorten(Transfer& transfer) const {
   uint64_t bytes = 0;
   for (const iovec& slice : transfer.slices) bytes += slice.iov_len;
-  uint64_t left = bytes / 2 / limits_.offset_align * limits_.offset_align;
+  Cut(transfer, bytes / 2 / limits_.offset_align * limits_.offset_align);
+}
+
+// Where no file system does it: what lies behind is another file.
+void DirectoryDisk::CutAtEnd(Transfer& transfer, const OpenFile& file) const {
+  const uint64_t offset = transfer.offset - file.base;
+  Cut(transfer, offset < file.bytes ? file.bytes - offset : 0);
+}
+
+void DirectoryDisk::Cut(Transfer& transfer, uint64_t left) {
   for (iovec& slice : transfer.slices) {
     slice.iov_len = std::min<uint64_t>(slice.iov_len, left);
     left -= slice.iov_len;

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "flexkv/base/unique_fd.h"
-#include "flexkv/storage/ssd/directory_files.h"
 #include "flexkv/storage/ssd/disk.h"
+#include "flexkv/storage/ssd/disk_files.h"
 
 namespace flexkv {
 
@@ -50,9 +50,9 @@ class DirectoryDisk : public Disk {
   };
   using Ticket = uint64_t;  // generation in the upper half, slot in the lower
 
-  DirectoryDisk(std::unique_ptr<DirectoryFiles> files, uint32_t queue_depth);
+  DirectoryDisk(std::unique_ptr<DiskFiles> files, uint32_t queue_depth);
 
-  const DirectoryFiles& files() const { return *files_; }
+  const DiskFiles& files() const { return *files_; }
   const Transfer& transfer(uint32_t slot) const { return transfers_[slot]; }
   static uint32_t SlotOf(Ticket ticket) { return static_cast<uint32_t>(ticket); }
   DiskStats& mutable_stats() { return stats_; }
@@ -75,6 +75,8 @@ class DirectoryDisk : public Disk {
   struct OpenFile {
     UniqueFd fd;
     uint64_t bytes = 0;
+    uint64_t base = 0;
+    std::shared_ptr<const void> hold;  // see DiskFiles::Opened
     uint16_t generation = 0;
   };
   struct Held {
@@ -82,17 +84,19 @@ class DirectoryDisk : public Disk {
     IoResult result;
   };
 
-  absl::StatusOr<FileId> Add(absl::StatusOr<DirectoryFiles::Opened> opened);
+  absl::StatusOr<FileId> Add(absl::StatusOr<DiskFiles::Opened> opened);
   OpenFile* Find(FileId file);
   int CheckRequest(const IoRequest& request);
   std::optional<int64_t> InjectFault(Transfer& transfer) const;
+  static void Cut(Transfer& transfer, uint64_t bytes);
   void Shorten(Transfer& transfer) const;
+  void CutAtEnd(Transfer& transfer, const OpenFile& file) const;
   TimeNs HeldNs() const;
   void Deliver(const IoResult& result);
   void DeliverHeld();
   void Count(IoKind kind, int64_t result);
 
-  std::unique_ptr<DirectoryFiles> files_;
+  std::unique_ptr<DiskFiles> files_;
   DiskLimits limits_;
   std::vector<OpenFile> open_files_;
   std::vector<uint32_t> free_files_;
@@ -104,9 +108,5 @@ class DirectoryDisk : public Disk {
   uint32_t in_flight_ = 0;
   DiskStats stats_;
 };
-
-// Checks what both backends take and opens the directory.
-absl::StatusOr<std::unique_ptr<DirectoryFiles>> OpenDirectoryFiles(
-    const DirectoryDiskOptions& options);
 
 }  // namespace flexkv

@@ -17,7 +17,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/fault.h"
 
@@ -25,7 +24,6 @@ namespace flexkv {
 namespace {
 
 constexpr char kLockName[] = "lock";
-constexpr char kInUsePayload[] = "flexkv.disk/in-use";
 constexpr char kProbeName[] = ".probe";  // only where O_TMPFILE is missing
 constexpr timespec kLockPause = {.tv_sec = 0, .tv_nsec = 10 * 1000 * 1000};
 constexpr size_t kZeroBytes = 1 << 20;
@@ -53,9 +51,7 @@ struct DirCloser {
 
 }  // namespace
 
-bool IsInUse(const absl::Status& status) { return status.GetPayload(kInUsePayload).has_value(); }
-
-absl::StatusOr<std::unique_ptr<DirectoryFiles>> DirectoryFiles::Open(
+absl::StatusOr<std::unique_ptr<DiskFiles>> DirectoryFiles::Open(
     const DirectoryDiskOptions& options) {
   std::unique_ptr<DirectoryFiles> files(new DirectoryFiles(options.directory));
   files->read_only_ = options.read_only;
@@ -139,10 +135,7 @@ absl::Status DirectoryFiles::TakeLock(TimeNs wait_ns) {
     }
     lock_.Reset();  // not ours
     if (error != EWOULDBLOCK) return Error(error, "lock", kLockName);
-    absl::Status status =
-        absl::FailedPreconditionError(absl::StrCat(path_, " is in use by another process"));
-    status.SetPayload(kInUsePayload, absl::Cord());
-    return status;
+    return InUseError(path_);
   }
   return absl::OkStatus();
 }
@@ -207,7 +200,7 @@ absl::Status DirectoryFiles::ProbeAlignment(bool direct) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::OpenFile(const std::string& name) const {
+absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::OpenFile(const std::string& name) {
   if (absl::Status status = CheckName(name); !status.ok()) return status;
   struct stat info {};
   // Looked at before it is opened: opening a device or a pipe may already do something.
@@ -235,7 +228,7 @@ absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::OpenFile(const std::strin
 }
 
 absl::StatusOr<DirectoryFiles::Opened> DirectoryFiles::CreateFile(const std::string& name,
-                                                                  uint64_t bytes) const {
+                                                                  uint64_t bytes) {
   if (absl::Status status = CheckWritable(); !status.ok()) return status;
   if (absl::Status status = CheckName(name); !status.ok()) return status;
   if (bytes == 0 || bytes % offset_align_ != 0 || bytes > INT64_MAX) {
@@ -306,7 +299,7 @@ absl::Status DirectoryFiles::WriteZeros(int fd, uint64_t bytes) const {
   return absl::OkStatus();
 }
 
-absl::Status DirectoryFiles::RemoveFile(const std::string& name) const {
+absl::Status DirectoryFiles::RemoveFile(const std::string& name) {
   if (absl::Status status = CheckWritable(); !status.ok()) return status;
   if (absl::Status status = CheckName(name); !status.ok()) return status;
   if (unlinkat(directory_.get(), name.c_str(), 0) != 0) return Error(errno, "removal", name);

@@ -1,6 +1,5 @@
 // The files of one SSD directory: opened, made with all their space, removed and listed, so that a
-// crash at any instant leaves whole files or none. Knows nothing of transfers; both backends of
-// Disk share it. Thread: one.
+// crash at any instant leaves whole files or none. Thread: one.
 #pragma once
 
 #include <cstdint>
@@ -11,38 +10,29 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "flexkv/base/unique_fd.h"
-#include "flexkv/storage/ssd/disk.h"
+#include "flexkv/storage/ssd/disk_files.h"
 
 namespace flexkv {
 
-class DirectoryFiles {
+class DirectoryFiles final : public DiskFiles {
  public:
-  struct Opened {
-    UniqueFd fd;
-    uint64_t bytes = 0;
-  };
-
   // Takes the directory for this process: locks it (file `lock`), finds out what alignment direct
   // I/O needs in it. NotFound: no such directory; PermissionDenied: not ours, others may write, or
   // it cannot be written; FailedPrecondition: not a directory, in use by another process, or no
   // direct I/O though the options demand it.
-  static absl::StatusOr<std::unique_ptr<DirectoryFiles>> Open(const DirectoryDiskOptions& options);
+  static absl::StatusOr<std::unique_ptr<DiskFiles>> Open(const DirectoryDiskOptions& options);
 
-  ~DirectoryFiles();  // REQUIRES: no transfer runs any more
+  ~DirectoryFiles() override;
 
-  // As Disk has them; names are single path components. InvalidArgument otherwise.
-  absl::StatusOr<Opened> OpenFile(const std::string& name) const;
-  absl::StatusOr<Opened> CreateFile(const std::string& name, uint64_t bytes) const;
-  absl::Status RemoveFile(const std::string& name) const;
-  absl::StatusOr<std::vector<DiskFile>> List() const;
-  absl::StatusOr<uint64_t> FreeBytes() const;
+  absl::StatusOr<Opened> OpenFile(const std::string& name) override;
+  absl::StatusOr<Opened> CreateFile(const std::string& name, uint64_t bytes) override;
+  absl::Status RemoveFile(const std::string& name) override;
+  absl::StatusOr<std::vector<DiskFile>> List() const override;
+  absl::StatusOr<uint64_t> FreeBytes() const override;
 
-  uint32_t memory_align() const { return memory_align_; }
-  uint32_t offset_align() const { return offset_align_; }
-  // The directory stays locked as long as anything holds this open file. A ring registers it: the
-  // kernel then keeps the lock until the last transfer of a killed process has ended, and its
-  // successor cannot meet writes that are still on their way.
-  int lock_fd() const { return lock_.get(); }
+  uint32_t memory_align() const override { return memory_align_; }
+  uint32_t offset_align() const override { return offset_align_; }
+  int lock_fd() const override { return lock_.get(); }
 
  private:
   explicit DirectoryFiles(std::string path) : path_(std::move(path)) {}

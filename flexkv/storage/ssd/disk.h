@@ -102,9 +102,12 @@ class Disk {
 };
 
 struct DirectoryDiskOptions {
-  std::string directory;      // must exist, be ours and not writable by others
-  uint32_t queue_depth = 64;  // 1..4096
-  uint32_t threads = 8;       // thread backend only, 1..64
+  // A directory: must exist, be ours and not writable by others. Or a block device, all of which
+  // the disk takes for itself (volume_files.h).
+  std::string directory;
+  bool allow_regular_file = false;  // for tests: one may stand for a block device
+  uint32_t queue_depth = 64;        // 1..4096
+  uint32_t threads = 8;             // thread backend only, 1..64
   // True: a file system without O_DIRECT is refused (FailedPrecondition). False: buffered I/O
   // there.
   bool direct = true;
@@ -116,14 +119,14 @@ struct DirectoryDiskOptions {
   bool read_only = false;
 };
 
-// True: what made the directory unusable is that another process has it.
+// True: what made the place unusable is that another process has it.
 bool IsInUse(const absl::Status& status);
 
-// Both lock the directory (its file `lock`, never listed) for as long as the disk or any of its
-// transfers lives, those of a killed process included. NotFound;
-// PermissionDenied: not ours, or others may write it; FailedPrecondition: in use, or no O_DIRECT;
-// InvalidArgument: options out of range. Unavailable: io_uring is refused here (container profile,
-// sysctl, old kernel); use the thread backend.
+// Both lock the directory (its file `lock`, never listed) or device for as long as the disk or any
+// of its transfers lives, those of a killed process included. NotFound; PermissionDenied: not ours,
+// or others may write it; FailedPrecondition: in use, or no O_DIRECT, or a device that is mounted
+// or carries something else; InvalidArgument: options out of range. Unavailable: io_uring is
+// refused here (container profile, sysctl, old kernel); use the thread backend.
 absl::StatusOr<std::unique_ptr<Disk>> MakeUringDisk(const DirectoryDiskOptions& options);
 absl::StatusOr<std::unique_ptr<Disk>> MakeThreadDisk(const DirectoryDiskOptions& options);
 

@@ -20,7 +20,7 @@ namespace {
 
 class ThreadDisk : public DirectoryDisk {
  public:
-  ThreadDisk(std::unique_ptr<DirectoryFiles> files, uint32_t queue_depth, uint32_t threads)
+  ThreadDisk(std::unique_ptr<DiskFiles> files, uint32_t queue_depth, uint32_t threads)
       : DirectoryDisk(std::move(files), queue_depth) {
     for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
   }
@@ -130,7 +130,7 @@ absl::StatusOr<std::unique_ptr<Disk>> MakeThreadDisk(const DirectoryDiskOptions&
   if (options.threads < 1 || options.threads > 64) {
     return absl::InvalidArgumentError(absl::StrCat("threads: ", options.threads, ", not 1..64"));
   }
-  absl::StatusOr<std::unique_ptr<DirectoryFiles>> files = OpenDirectoryFiles(options);
+  absl::StatusOr<std::unique_ptr<DiskFiles>> files = OpenDiskFiles(options);
   if (!files.ok()) return files.status();
   return std::make_unique<ThreadDisk>(*std::move(files), options.queue_depth, options.threads);
 }

@@ -36,7 +36,7 @@ constexpr TimeNs kRetryNs = kNsPerMs;  // after the kernel refused to take entri
 
 class UringDisk : public DirectoryDisk {
  public:
-  UringDisk(std::unique_ptr<DirectoryFiles> files, uint32_t queue_depth)
+  UringDisk(std::unique_ptr<DiskFiles> files, uint32_t queue_depth)
       : DirectoryDisk(std::move(files), queue_depth) {}
   ~UringDisk() override;
   absl::Status Init();
@@ -290,7 +290,7 @@ bool UringDisk::Reap(TimeNs timeout_ns) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Disk>> MakeUringDisk(const DirectoryDiskOptions& options) {
-  absl::StatusOr<std::unique_ptr<DirectoryFiles>> files = OpenDirectoryFiles(options);
+  absl::StatusOr<std::unique_ptr<DiskFiles>> files = OpenDiskFiles(options);
   if (!files.ok()) return files.status();
   auto disk = std::make_unique<UringDisk>(*std::move(files), options.queue_depth);
   if (absl::Status status = disk->Init(); !status.ok()) return status;

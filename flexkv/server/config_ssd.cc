@@ -5,7 +5,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -47,6 +49,11 @@ struct DirCloser {
 std::string Key(const std::string& words) { return absl::StrCat("ssd_cache_dir: ", words); }
 
 absl::Status Refuse(const std::string& words) { return absl::InvalidArgumentError(Key(words)); }
+
+// /dev/disk/by-id and the like are symlinks.
+bool IsBlockDevice(const std::string& path, struct stat* info) {
+  return stat(path.c_str(), info) == 0 && S_ISBLK(info->st_mode);
+}
 
 std::string ParentOf(const std::string& path) {
   return path.substr(0, std::max<size_t>(1, path.rfind('/')));
@@ -122,6 +129,16 @@ absl::Status CheckOwner(const struct stat& info, const std::string& path) {
   return absl::OkStatus();
 }
 
+// A device is all the tier's: what it carries now is for opening it to judge.
+absl::Status LookAtDevice(const struct stat& info, Directory* device) {
+  device->exists = true;
+  device->device = info.st_rdev;
+  const UniqueFd fd(open(device->path.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  if (!fd.valid() || ioctl(fd.get(), BLKGETSIZE64, &device->free_bytes) != 0)
+    return Refuse(absl::StrCat(device->path, " is not usable: ", std::strerror(errno)));
+  return absl::OkStatus();
+}
+
 absl::Status LookAt(Directory* directory) {
   const UniqueFd fd(open(directory->path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   struct stat info {};
@@ -163,12 +180,16 @@ absl::Status Make(const Directory& directory) {
 absl::Status Examine(SsdResolve resolve, Directory* directory) {
   struct stat info {};
   const bool missing = lstat(directory->path.c_str(), &info) != 0 && errno == ENOENT;
-  const absl::Status status = missing ? LookAtParent(directory) : LookAt(directory);
+  const bool device = IsBlockDevice(directory->path, &info);
+  const absl::Status status = device    ? LookAtDevice(info, directory)
+                              : missing ? LookAtParent(directory)
+                                        : LookAt(directory);
   if (!status.ok()) return status;
   if (resolve == SsdResolve::kCheck && SsdDirectoryInUse(directory->path)) {
     return absl::AlreadyExistsError(
         Key(absl::StrCat(directory->path, " is in use by another process (another flexkvd?)")));
   }
+  if (device) return absl::OkStatus();
   struct statvfs space {};
   const std::string place = directory->exists ? directory->path : ParentOf(directory->path);
   if (statvfs(place.c_str(), &space) != 0)
@@ -239,8 +260,10 @@ absl::Status CheckDistinct(const std::vector<Directory>& directories) {
 }  // namespace
 
 bool SsdDirectoryInUse(const std::string& directory) {
-  const std::string path = absl::StrCat(directory, "/", kLockFile);
-  const UniqueFd lock(open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  struct stat info {};
+  const std::string path =
+      IsBlockDevice(directory, &info) ? directory : absl::StrCat(directory, "/", kLockFile);
+  const UniqueFd lock(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
   return lock.valid() && flock(lock.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
 }
 

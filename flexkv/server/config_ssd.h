@@ -13,7 +13,8 @@ namespace flexkv {
 
 struct SsdConfig {
   bool enabled = false;
-  std::vector<std::string> directories;  // absolute, normal form, distinct; one device each
+  // Absolute, normal form, distinct; one device each. A block device may stand for a directory.
+  std::vector<std::string> directories;
   // Quota of all directories together, in equal shares. 0: `cache_percent` of what there is room
   // for, until ResolveSsd has put a number here.
   uint64_t cache_bytes = 0;
@@ -44,7 +45,7 @@ enum class SsdResolve : uint8_t {
 // (kCheck only: opening the device waits for a killed predecessor and says so itself).
 absl::Status ResolveSsd(SsdResolve resolve, SsdConfig* config);
 
-// Whether another process has the directory (its lock) now.
+// Whether another process has the directory's or device's lock now.
 bool SsdDirectoryInUse(const std::string& directory);
 
 // Of each directory.

@@ -45,7 +45,7 @@ absl::Status Explain(const absl::Status& status, const SsdTierConfig& config,
   const std::string words(status.message());
   switch (status.code()) {
     case absl::StatusCode::kFailedPrecondition:
-      if (SsdDirectoryInUse(directory)) {
+      if (IsInUse(status)) {
         return absl::AlreadyExistsError(absl::StrCat(
             "ssd_cache_dir: ", directory, " is in use by another process (another flexkvd?)"));
       }

@@ -6,6 +6,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -272,6 +275,34 @@ TEST_F(ResolveTest, TheSameDirectoryUnderTwoNamesIsRefused) {
 TEST_F(ResolveTest, MoreSpaceThanThereIsIsRefused) {
   config_.cache_bytes = 1ull << 60;
   ExpectRefused("ssd_cache_bytes", "1024 PiB asked of");
+}
+
+// A block device gives all of itself; its lock says whether it is in use.
+TEST_F(ResolveTest, ABlockDeviceMayStandForADirectory) {
+  const std::string image = root_ + "/image";
+  std::ofstream(image) << "";
+  ASSERT_EQ(truncate(image.c_str(), 100 << 20), 0);
+  FILE* pipe = popen(absl::StrCat("losetup -f --show ", image, " 2>/dev/null").c_str(), "r");
+  char name[64] = {};
+  const bool made = fgets(name, sizeof(name), pipe) != nullptr;
+  pclose(pipe);
+  if (!made) GTEST_SKIP() << "loop devices are not allowed here";
+  const std::string device(name, strcspn(name, "\n"));
+  config_.directories = {device};
+  EXPECT_TRUE(ResolveSsd(SsdResolve::kMake, &config_).ok());
+  config_.cache_bytes = 200 << 20;
+  ExpectRefused("ssd_cache_bytes", "100 MiB free");
+  config_.cache_bytes = 0;
+  EXPECT_TRUE(ResolveSsd(SsdResolve::kCheck, &config_).ok());
+  EXPECT_EQ(config_.cache_bytes, 50u << 20);
+  {
+    const UniqueFd lock(open(device.c_str(), O_RDONLY | O_CLOEXEC));
+    ASSERT_EQ(flock(lock.get(), LOCK_EX), 0);
+    EXPECT_TRUE(absl::IsAlreadyExists(ResolveSsd(SsdResolve::kCheck, &config_)));
+  }
+  config_.directories.push_back(device);
+  ExpectRefused("ssd_cache_dir", "are the same directory");
+  EXPECT_EQ(std::system(absl::StrCat("losetup -d ", device).c_str()), 0);
 }
 
 // Two directories of one file system get its space once.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/stat.h>
 
 #include <iterator>
 #include <map>
@@ -55,9 +56,11 @@ bool CountsAtTheEnd(const Command& command) {
          std::holds_alternative<RaiseCommand>(command);
 }
 
-// Every store has one of these files at least; whether it opens for direct I/O is what the disk
-// went by.
+// A block device is always opened so. Every store has one of these files at least; whether it opens
+// for direct I/O is what the disk went by.
 bool HasDirectIo(const std::string& directory) {
+  struct stat info {};
+  if (stat(directory.c_str(), &info) == 0 && S_ISBLK(info.st_mode)) return true;
   for (const char* name : {"/superblock.a", "/superblock.b"}) {
     const std::string path = absl::StrCat(directory, name);
     const UniqueFd fd(open(path.c_str(), O_RDONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC));

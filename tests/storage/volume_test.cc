@@ -81,6 +81,7 @@ TEST(VolumeTableTest, NoFlippedBitIsGood) {
 TEST(VolumeTableTest, EveryFieldIsChecked) {
   const std::pair<const char*, std::function<void(VolumeTable*)>> changes[] = {
       {"sequence", [](VolumeTable* t) { t->sequence = 0; }},
+      {"impossible device", [](VolumeTable* t) { t->device_units = UINT64_MAX / 2; }},
       {"small device", [](VolumeTable* t) { t->device_units = 99; }},
       {"in the table", [](VolumeTable* t) { t->files[0].first_unit = 1; }},
       {"overlap", [](VolumeTable* t) { t->files[0].first_unit = 12; }},

@@ -15,6 +15,7 @@ namespace {
 constexpr char kMagic[8] = {'F', 'K', 'V', 'V', 'O', 'L', 'U', 'M'};
 constexpr uint32_t kFormat = 1;
 constexpr uint64_t kSmallUnits = 16;
+constexpr uint64_t kMaxUnits = 1ull << 40;  // so that bytes of any run fit 63 bits
 
 struct Header {
   char magic[8];
@@ -160,7 +161,9 @@ VolumeTableState ParseVolumeTable(std::span<const std::byte> copy, VolumeTable* 
   if (header.format != kFormat) return VolumeTableState::kOtherVersion;
   VolumeTable parsed{header.id, header.sequence, header.device_units, {}};
   const bool blank_rest = IsZero(std::as_bytes(std::span(header.reserved)));
-  if (!blank_rest || header.sequence == 0) return VolumeTableState::kDamaged;
+  if (!blank_rest || header.sequence == 0 || header.device_units > kMaxUnits) {
+    return VolumeTableState::kDamaged;
+  }
   for (uint32_t i = 0; i < header.files; ++i) {
     Entry entry;
     std::memcpy(&entry, copy.data() + sizeof(header) + i * sizeof(entry), sizeof(entry));

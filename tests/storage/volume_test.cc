@@ -70,7 +70,7 @@ TEST(VolumeTableTest, ComesBack) {
 TEST(VolumeTableTest, NoFlippedBitIsGood) {
   const std::vector<std::byte> good = Encode(SomeTable());
   for (uint64_t bit = 0; bit < VolumeTableBytes(3) * 8; ++bit) {
-    if (bit > 4096 && bit % 7 != 0) continue;
+    if (bit > 4096 && bit % 61 != 0) continue;
     std::vector<std::byte> copy = good;
     copy[bit / 8] ^= std::byte{static_cast<unsigned char>(1 << bit % 8)};
     VolumeTable parsed;

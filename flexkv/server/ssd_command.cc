@@ -55,7 +55,7 @@ class ProgressPrinter {
   }
 
  private:
-  const SteadyClock clock_;
+  SteadyClock clock_;
   const bool terminal_ = isatty(STDERR_FILENO) == 1;
   TimeNs last_ = clock_.Now();
   bool shown_ = false;

@@ -336,6 +336,10 @@ void CacheManager::Tick(TimeNs now) {
   impl_->Housekeeping();
 }
 
+bool CacheManager::WantsTicks() const {
+  return !impl_->ssd.hints.empty() || !impl_->ssd.waiting_loads.empty();
+}
+
 void CacheManager::TakeEvents(std::vector<ManagerEvent>* events) {
   events->clear();
   events->swap(impl_->events);

@@ -226,6 +226,9 @@ class CacheManager {
   // Takes completions from the TransferEngine, expires leases, evicts ahead, gives back empty
   // segments. Bounded work per call.
   void Tick(TimeNs now);
+  // Something is due within milliseconds: a load waits for the SSD tier, or may soon. Else a Tick
+  // after each event, and now and then, is enough.
+  bool WantsTicks() const;
   // Events since the last call, in order.
   void TakeEvents(std::vector<ManagerEvent>* events);
   // Segments of an engine's size class that rank `rank` must be able to map, ascending; and whether

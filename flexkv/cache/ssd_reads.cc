@@ -114,7 +114,6 @@ bool CacheManager::Impl::StartPartReads(Op* op, SsdLoadPart* part) {
     } else {
       read = StartRead(size_class, handle, false);
       if (read == nullptr) return false;
-      Count(op->ns, &CacheCounters::ssd_load_blocks, 1);
     }
     read->waiters.push_back({op->id, i});
     ++part->missing;
@@ -170,7 +169,7 @@ void CacheManager::Impl::CloseLoad(Op* op) {
 // `ahead`: nothing may be lost for it. nullptr: no room, or the device takes no more.
 BlockRead* CacheManager::Impl::StartRead(ClassState* size_class, SlotId handle, bool ahead) {
   SizeClass& store = *size_class->store;
-  const Namespace* ns = NamespaceById(store.OwnerOf(handle));
+  Namespace* ns = NamespaceById(store.OwnerOf(handle));
   if (ns == nullptr) return nullptr;
   SlotId cpu;
   if (!AllocateForRead(size_class, ahead, &cpu)) return nullptr;
@@ -189,6 +188,7 @@ BlockRead* CacheManager::Impl::StartRead(ClassState* size_class, SlotId handle, 
                                        .ssd = handle,
                                        .cpu = cpu});
   ++ssd.reads_in_flight;
+  Count(ns, &CacheCounters::ssd_load_blocks, 1);
   BlockRead& read = size_class->ssd.reads[handle.value];
   read.cpu = cpu;
   return &read;

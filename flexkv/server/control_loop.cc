@@ -186,7 +186,8 @@ void ControlLoop::TickIfDue() {
   executor_.SyncSegments();
   manager_.Tick(now_);
   // Results of the SSD tier made room for what waits: that is looked at soon, not in 100 ms.
-  dirty_ = executor_.TakeBlocked() || executor_.HasResults() || ssd_results;
+  dirty_ =
+      executor_.TakeBlocked() || executor_.HasResults() || ssd_results || manager_.WantsTicks();
   DeliverEvents();
   if (!dirty_) ReportPages();
 }

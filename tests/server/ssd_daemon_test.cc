@@ -130,9 +130,9 @@ TEST(AdminClearTest, AnswersSayWhatADeviceDidNotNote) {
 }
 
 TEST_F(SsdDaemonTest, ItStartsAgainOnTheSameDirectories) {
-  for (int round = 0; round < 3; ++round) {
+  for (uint64_t round = 1; round <= 3; ++round) {  // what earlier rounds stored is still there
     RawEngine engine(Socket(), 1);
-    engine.ExpectWorks(1);
+    engine.ExpectWorks(round);
     StopDaemon();
     StartDaemon();
   }

@@ -98,13 +98,15 @@ part_python() {
   check mypy "$VENV/bin/python" -m mypy
   run_pytest python tests/python
 }
-# The SSD store: power loss at 100,000 transfers (--long: 1,000,000), 2,000 kills of a real process (--long: 10,000).
+# The SSD store: power loss at 100,000 transfers (--long: 1,000,000), 2,000 kills of a real process (--long: 10,000),
+# 300 of the whole daemon under four clients (--long: 3,000).
 part_ssd() {
   local scale=1
   [ ${#LONG[@]} -eq 0 ] || scale=10
   check ssd_crash build/release/tests/storage/ssd_crash_test --points $((100000 * scale)) --modes drop,tear,reorder --seed 1
   check ssd_kills build/release/tests/storage/ssd_torture_test --kills $((2000 * (scale > 1 ? 5 : 1))) --backend threads --seed 11
-  tail -qn 1 build/logs/ssd_crash.log build/logs/ssd_kills.log
+  check ssd_daemon_kills build/release/tests/server/flexkv_daemon_torture --kills $((300 * scale)) --dir build/daemon_torture --seed 1
+  tail -qn 1 build/logs/ssd_crash.log build/logs/ssd_kills.log build/logs/ssd_daemon_kills.log
 }
 part_wheel() { check wheel tests/check_wheel.sh "$VENV/bin/python"; }
 part_harness() { run_pytest harness tests/e2e/test_harness.py; }

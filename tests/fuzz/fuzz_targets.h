@@ -28,6 +28,7 @@ void FuzzRing(FuzzInput input);      // a ring whose producer is hostile
 void FuzzSsdSuperblock(FuzzInput input);
 void FuzzSsdSlotHeader(FuzzInput input);  // and a region's header
 void FuzzSsdLog(FuzzInput input);         // pages of a log region, replayed
+void FuzzVolumeTable(FuzzInput input);    // of a raw device
 
 std::span<const FuzzTarget> FuzzTargets();
 std::span<const FuzzTarget> SsdFuzzTargets();

@@ -1,4 +1,7 @@
 // Pages of the SSD tier as a broken or hostile device may give them.
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -10,6 +13,7 @@
 #include "flexkv/storage/ssd/ssd_io.h"
 #include "flexkv/storage/ssd/ssd_log.h"
 #include "flexkv/storage/ssd/ssd_replay.h"
+#include "flexkv/storage/ssd/volume_table.h"
 #include "tests/fuzz/fuzz_targets.h"
 
 namespace flexkv {
@@ -93,6 +97,71 @@ std::vector<std::string> LogCorpus() {
           Input(pages.page(1)) + Input(pages.page(0))};
 }
 
+// --- the table of a raw device -------------------------------------------------------------------
+
+constexpr size_t kVolumeInput = 4 * kVolumePage;
+constexpr size_t kVolumeChecksum = 8, kVolumeCovered = 16, kVolumeFileCount = 20;
+
+// Makes the checksum of a table right, as far as the table lies within the input.
+void ResealVolumeTable(std::span<std::byte> copy) {
+  uint32_t files = 0;
+  std::memcpy(&files, copy.data() + kVolumeFileCount, sizeof(files));
+  const uint64_t bytes = VolumeTableBytes(files);
+  if (files > kMaxVolumeFiles || bytes > copy.size()) return;
+  const uint64_t checksum =
+      XXH3_64bits_withSeed(copy.data() + kVolumeCovered, bytes - kVolumeCovered, 0x766f6c756d65);
+  std::memcpy(copy.data() + kVolumeChecksum, &checksum, sizeof(checksum));
+}
+
+VolumeTable SomeVolume(uint64_t files) {
+  VolumeTable table{{1, 2, 3}, 7, 1000, {}};
+  for (uint64_t i = 0; i < files; ++i) {
+    table.files.push_back({"file" + std::to_string(i), kVolumeFirstUnit + 3 * i, 2,
+                           kVolumeUnit + 4096 * (i % 3 + 1)});
+  }
+  return table;
+}
+
+std::vector<std::string> VolumeTableCorpus() {
+  std::vector<std::string> corpus = {std::string(1, '\0'), std::string(5000, '\0'), "\1junk"};
+  for (uint64_t files : {0, 1, 2, 33}) {
+    const VolumeTable table = SomeVolume(files);
+    std::string bytes(VolumeTableBytes(files), '\0');
+    EncodeVolumeTable(table, std::as_writable_bytes(std::span(bytes)));
+    corpus.push_back('\0' + bytes);
+    corpus.push_back('\1' + bytes);
+    std::fill_n(bytes.begin(), kVolumePage, '\0');
+    corpus.push_back('\1' + bytes);  // entries without their header
+  }
+  return corpus;
+}
+
+void RequireApart(const VolumeTable& table) {
+  for (const VolumeFile& file : table.files) {
+    Require(VolumeNameIsValid(file.name) && table.Find(file.name) == &file, "a name twice");
+    Require(file.first_unit >= kVolumeFirstUnit && file.units > 0 && file.bytes > 0 &&
+                file.bytes <= file.units * kVolumeUnit && file.first_unit <= table.device_units &&
+                file.units <= table.device_units - file.first_unit,
+            "a file beyond its place");
+    for (const VolumeFile& other : table.files) {
+      Require(&other == &file || file.first_unit >= other.first_unit + other.units ||
+                  other.first_unit >= file.first_unit + file.units,
+              "two files in one place");
+    }
+  }
+}
+
+void RequireFree(const VolumeTable& table, uint64_t units) {
+  const uint64_t first = FindVolumeRun(table, {}, units);
+  if (first == 0) return;
+  Require(first >= kVolumeFirstUnit && first + units <= table.device_units,
+          "a free run beyond the device");
+  for (const VolumeFile& file : table.files) {
+    Require(first >= file.first_unit + file.units || file.first_unit >= first + units,
+            "a free run in a file");
+  }
+}
+
 }  // namespace
 
 void FuzzSsdSuperblock(FuzzInput input) {
@@ -155,11 +224,40 @@ void FuzzSsdLog(FuzzInput input) {
   }
 }
 
+void FuzzVolumeTable(FuzzInput input) {
+  if (input.empty()) return;
+  const bool reseal = (input.front() & std::byte{1}) == std::byte{};
+  input = input.subspan(1);
+  std::vector<std::byte> copy(kVolumeInput);
+  std::memcpy(copy.data(), input.data(), std::min(input.size(), copy.size()));
+  if (reseal) ResealVolumeTable(copy);
+  VolumeTable table;
+  const VolumeTableState state = ParseVolumeTable(copy, &table);
+  VolumeTable cut;
+  Require(ParseVolumeTable(std::span(copy).first(kVolumePage / 2), &cut) != VolumeTableState::kGood,
+          "half a header is good");
+  if (state != VolumeTableState::kGood) {
+    Require(table.files.empty() && table.sequence == 0, "half a table");
+    return;
+  }
+  RequireApart(table);
+  for (uint64_t units : {1, 16, 100}) RequireFree(table, units);
+  std::vector<std::byte> again(VolumeTableBytes(table.files.size()));
+  EncodeVolumeTable(table, again);
+  ResealVolumeTable(again);
+  VolumeTable same;
+  Require(ParseVolumeTable(again, &same) == VolumeTableState::kGood, "what is good is not, again");
+  Require(same.files.size() == table.files.size() && same.sequence == table.sequence &&
+              same.id == table.id && same.device_units == table.device_units,
+          "another table");
+}
+
 std::span<const FuzzTarget> SsdFuzzTargets() {
-  static const std::array<FuzzTarget, 3> kTargets = {
+  static const std::array<FuzzTarget, 4> kTargets = {
       {{"ssd_superblock", &FuzzSsdSuperblock, &SuperblockCorpus},
        {"ssd_slot_header", &FuzzSsdSlotHeader, &SlotHeaderCorpus},
-       {"ssd_log", &FuzzSsdLog, &LogCorpus}}};
+       {"ssd_log", &FuzzSsdLog, &LogCorpus},
+       {"volume_table", &FuzzVolumeTable, &VolumeTableCorpus}}};
   return kTargets;
 }
 

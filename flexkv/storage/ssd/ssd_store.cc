@@ -159,13 +159,14 @@ bool SsdStore::SubmitRaiseEpoch(uint64_t tag, const NamespaceDigest& ns, uint32_
 void SsdStore::Poll(TimeNs timeout_ns, std::vector<SsdResult>* results) {
   Impl& impl = *impl_;
   impl.Pump();
-  if (!impl.state.results.empty()) timeout_ns = 0;
+  if (!impl.state.results.empty() || !impl.arrived.empty()) timeout_ns = 0;
   if (const std::optional<TimeNs> deadline = impl.committer.deadline()) {
     const TimeNs now = impl.state.clock->Now();
     timeout_ns = std::min(timeout_ns, *deadline > now ? *deadline - now : 0);
   }
   impl.state.io.Poll(timeout_ns);
   impl.Pump();
+  impl.EndArrived();
   results->insert(results->end(), std::make_move_iterator(impl.state.results.begin()),
                   std::make_move_iterator(impl.state.results.end()));
   impl.state.results.clear();

@@ -25,6 +25,12 @@ struct SsdStore::Impl final : ssd::TransferSink, ssd::CommitListener {
     uint32_t header = 0;                       // writes: page of `headers`
     std::vector<std::span<std::byte>> shards;  // reads
   };
+  // Read, not verified yet.
+  struct Arrived {
+    uint32_t index = 0;  // in in_flight
+    bool ok = false;
+    int64_t result = 0;
+  };
   // A free that is durable while reads of the place are still in flight.
   struct HeldFree {
     uint64_t tag = 0;
@@ -50,7 +56,9 @@ struct SsdStore::Impl final : ssd::TransferSink, ssd::CommitListener {
   bool StartRead(SsdRead* op);
   bool StartWrite(SsdWrite* op);
   uint32_t NewInFlight();
+  void EndArrived();
   void OnTransfer(uint64_t cookie, bool ok, int64_t result) override;
+  bool PayloadVerifies(const InFlight& op);
   void EndRead(const InFlight& op, bool ok, int64_t result);
   void EndWrite(const InFlight& op, bool ok);
   void Quarantine(ssd::Segment* segment, uint32_t slot);
@@ -67,6 +75,7 @@ struct SsdStore::Impl final : ssd::TransferSink, ssd::CommitListener {
   std::deque<SsdWrite> writes;
   std::vector<InFlight> in_flight;
   std::vector<uint32_t> unused_in_flight;
+  std::deque<Arrived> arrived;
   uint32_t writes_in_flight = 0;
   ssd::PageBuffer headers;  // a page for each write in flight
   std::vector<uint32_t> unused_headers;

@@ -44,11 +44,11 @@ enum class MessageType : uint32_t {
                       // uint32 (position in the part's blocks)
   kWorkerReady = 17,  // once, first: from now on this rank takes ops of this boot id
   // daemon -> scheduler
-  kLookupReply =
-      32,          // request, first = matched blocks, lease, status; sequence = that of the request
+  kLookupReply = 32,  // request, first = matched blocks, count = of them, the first so many in
+                      // memory, lease, status; sequence = that of the request
   kPutReply = 33,  // op, first = held, count = accepted, lease = refused
-  kOpEnded =
-      34,  // op, status, first = ok blocks, count = failed blocks, route, lease = duration, ns
+  kOpEnded = 34,   // op, status, first = ok blocks, count = failed blocks, route,
+                   // lease = duration, ns, request = blocks that a load got from an SSD
   kResetReply = 35,   // request = caller's number, status
   kEngineReady = 36,  // first = 1: all ranks attached under this boot id; 0: not (any more)
   // daemon -> worker

@@ -82,6 +82,7 @@ struct EngineSpec {
 
 struct LookupAnswer {
   uint32_t matched_blocks = 0;  // ready prefix, in blocks from the root
+  uint32_t warm_blocks = 0;     // of them, the first so many are in memory
   LeaseId lease = 0;            // 0 when matched_blocks is 0
 };
 
@@ -108,7 +109,8 @@ struct ManagerEvent {
   OpStatus status = OpStatus::kOk;
   uint32_t ok_blocks = 0;
   uint32_t failed_blocks = 0;
-  TimeNs duration_ns = 0;  // from launch to the end of the last rank
+  uint32_t ssd_blocks = 0;  // of a load: read from an SSD for it
+  TimeNs duration_ns = 0;   // from launch to the end of the last rank
 };
 
 // Counters since start; every one only rises. Tokens are counted by the engine (RecordGet).

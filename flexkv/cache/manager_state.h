@@ -92,6 +92,7 @@ struct Op {
   uint32_t first_engine_index = 0;  // of position 0
   std::vector<SlotId> slots;        // CPU slots; kNoSlot: not in memory yet, or done with
   std::vector<bool> failed;
+  uint32_t ssd_blocks = 0;  // loads: read from an SSD, or awaited from one
   uint32_t sent_parts = 0;
   uint32_t open_parts = 0;  // sent and not ended
   bool closed = false;      // no more parts follow
@@ -149,6 +150,7 @@ struct CacheManager::Impl {
                                           std::span<const BlockHash> suffix);
   absl::StatusOr<LookupAnswer> Lookup(Engine* engine, RequestKey key, uint32_t first,
                                       std::span<const BlockHash> suffix);
+  uint32_t WarmBlocks(const ClassState& size_class, const Lease& lease);
   void EndLease(Request* request);
   void EndRequest(Engine* engine, RequestKey key);
   void EndLeases(Engine* engine);
@@ -288,6 +290,7 @@ struct CacheManager::Impl {
   uint64_t next_op = 1;
   uint64_t next_tag = 1;
   SsdTier ssd;
+  std::vector<SlotId> path_slots;  // scratch
   CacheCounters total;
   std::vector<ManagerEvent> events;
 };

@@ -312,6 +312,7 @@ void CacheManager::Impl::FinishOp(uint64_t id) {
                                 .status = StatusOf(ok, op->slots.size()),
                                 .ok_blocks = ok,
                                 .failed_blocks = static_cast<uint32_t>(op->slots.size()) - ok,
+                                .ssd_blocks = op->ssd_blocks,
                                 .duration_ns = now - op->launched});
 }
 

@@ -104,9 +104,20 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   lease.deadline = now + options.lease_timeout_ns;
   ++leases;
   Enlist(request);
-  if (ssd.enabled() && engine->size_class->store->resident(Tier::kSsd) > 0)
+  const uint32_t warm = WarmBlocks(*engine->size_class, lease);
+  if (warm < lease.blocks)
     ssd.hints.push_back({engine->handle, key, lease.id, now + kPrefetchDelayNs});
-  return LookupAnswer{.matched_blocks = match.num_blocks, .lease = lease.id};
+  return LookupAnswer{.matched_blocks = match.num_blocks, .warm_blocks = warm, .lease = lease.id};
+}
+
+// How many blocks from the root on need no SSD.
+uint32_t CacheManager::Impl::WarmBlocks(const ClassState& size_class, const Lease& lease) {
+  const SizeClass& store = *size_class.store;
+  if (store.resident(Tier::kSsd) == store.num_copies()) return lease.blocks;
+  store.tree().PathSlots(lease.last, lease.blocks, &path_slots);
+  uint32_t warm = 0;
+  while (warm < lease.blocks && store.InMemory(path_slots[warm]).valid()) ++warm;
+  return warm;
 }
 
 void CacheManager::Impl::EndLease(Request* request) {

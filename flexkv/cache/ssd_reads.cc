@@ -116,6 +116,7 @@ bool CacheManager::Impl::StartPartReads(Op* op, SsdLoadPart* part) {
       if (read == nullptr) return false;
     }
     read->waiters.push_back({op->id, i});
+    ++op->ssd_blocks;
     ++part->missing;
   }
   part->state = SsdLoadPart::State::kReading;

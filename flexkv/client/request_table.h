@@ -33,6 +33,8 @@ struct SchedulerRequest {
   TimeNs lookup_posted_at = 0;
   TimeNs answered_at = 0;
   uint32_t matched_blocks = 0;
+  uint32_t warm_blocks = 0;  // of them, the first so many were in the daemon's memory
+  bool cold_left = false;    // its cold part was not worth a load
   LeaseId lease = 0;
 
   bool nothing_external = false;       // a load failed or a lookup timed out: never offer again

@@ -116,6 +116,7 @@ struct SchedulerSession::Impl {
   void PostLookup(SchedulerRequest* request);
   void AwaitAnswer(SchedulerRequest* request);
   bool BlockedByOtherLoad(SchedulerRequest* request, uint32_t first_block);
+  uint32_t WorthLoading(SchedulerRequest* request, uint32_t hit, uint32_t computed);
   uint32_t MinLoadTokens() const;
   void ReleaseLease(SchedulerRequest* request);
   void StartLoad(SchedulerRequest* request, uint32_t num_external_tokens);
@@ -213,7 +214,9 @@ void SchedulerSession::Impl::HandleCompletion(const shm::Message& message) {
         sources.Ended(message.op);
       } else if (message.status == static_cast<uint32_t>(shm::WireStatus::kOk)) {
         // The copy's own time: the engine hears of a load's end a step later, whatever it took.
-        economics.RecordLoad(message.first * options.tokens_per_block, message.lease);
+        economics.RecordLoad(message.first * options.tokens_per_block,
+                             static_cast<uint32_t>(message.request) * options.tokens_per_block,
+                             message.lease);
       }
       break;
     case shm::MessageType::kPutReply:
@@ -243,6 +246,8 @@ void SchedulerSession::Impl::HandleLookupReply(const shm::Message& message) {
   const bool ok = message.status == static_cast<uint32_t>(shm::WireStatus::kOk);
   request->matched_blocks =
       ok ? std::min<uint32_t>(message.first, static_cast<uint32_t>(request->hashes.size())) : 0;
+  request->warm_blocks = std::min(message.count, request->matched_blocks);
+  request->cold_left = false;
   request->lease = ok ? message.lease : 0;
   if (!ok) request->hashes_sent = 0;
   // Running requests store only what is not known to be there.
@@ -311,6 +316,21 @@ bool SchedulerSession::Impl::BlockedByOtherLoad(SchedulerRequest* request, uint3
   return false;
 }
 
+// How many of `hit` tokens behind the first `computed` ones to load.
+uint32_t SchedulerSession::Impl::WorthLoading(SchedulerRequest* request, uint32_t hit,
+                                              uint32_t computed) {
+  if (options.min_load_tokens >= 0) {
+    return hit >= static_cast<uint32_t>(options.min_load_tokens) ? hit : 0;
+  }
+  const uint64_t warm_end = uint64_t{request->warm_blocks} * options.tokens_per_block;
+  const auto warm =
+      static_cast<uint32_t>(std::min<uint64_t>(hit, warm_end > computed ? warm_end - computed : 0));
+  const uint32_t worth = economics.WorthLoading(hit, warm, options.tokens_per_block);
+  if (worth < hit && warm < hit && !std::exchange(request->cold_left, true))
+    economics.NoteColdLeft();
+  return worth;
+}
+
 uint32_t SchedulerSession::Impl::MinLoadTokens() const {
   if (options.min_load_tokens >= 0) return static_cast<uint32_t>(options.min_load_tokens);
   return economics.MinLoadTokens(options.tokens_per_block);
@@ -359,8 +379,10 @@ int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_comput
   const uint64_t matched =
       std::min<uint64_t>(request->matched_blocks * block, num_tokens / block * block);
   if (num_computed_tokens % block != 0 || matched <= num_computed_tokens) return 0;
-  const auto external = static_cast<uint32_t>(matched - num_computed_tokens);
-  if (external < impl.MinLoadTokens()) {
+  const uint32_t external =
+      impl.WorthLoading(request, static_cast<uint32_t>(matched - num_computed_tokens),
+                        static_cast<uint32_t>(num_computed_tokens));
+  if (external == 0) {
     ++impl.stats.short_hits_skipped;
     return 0;
   }

@@ -171,6 +171,7 @@ void EngineConnection::OnEvent(const ManagerEvent& event, TimeNs now) {
   message.first = event.ok_blocks;
   message.count = event.failed_blocks;
   message.lease = event.duration_ns;
+  message.request = event.ssd_blocks;
   message.route = static_cast<uint32_t>(event.route);
   ToScheduler(message);
 }

@@ -82,6 +82,7 @@ absl::Status HandleLookup(const Request& r) {
     reply.status = static_cast<uint32_t>(ToWire(answer.status()));
     if (answer.ok()) {
       reply.first = answer->matched_blocks;
+      reply.count = answer->warm_blocks;
       reply.lease = answer->lease;
     }
   }

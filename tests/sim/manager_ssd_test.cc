@@ -152,11 +152,20 @@ TEST_F(ManagerSsdTest, WhatWasCommittedIsFoundAndLoadedAfterAKill) {
   engine = Start();
   EXPECT_EQ(manager_->status().ssd.recovered_blocks, 40u);
   EXPECT_EQ(Hits(engine, chain), 40u);
+  auto cold = manager_->Lookup(engine, 999, 0, chain, now_);
+  ASSERT_TRUE(cold.ok());
+  EXPECT_EQ(cold->warm_blocks, 0u);
+  manager_->EndRequest(engine, 999);
   const OpKey key = Load(engine, chain);
   Settle();
   ASSERT_NE(DoneOf(key), nullptr);
   EXPECT_EQ(DoneOf(key)->ok_blocks, 40u);
+  EXPECT_EQ(DoneOf(key)->ssd_blocks, 40u);
   EXPECT_EQ(manager_->status().counters.ssd_load_blocks, 40u);
+  auto warm = manager_->Lookup(engine, 999, 0, chain, now_);
+  ASSERT_TRUE(warm.ok());
+  EXPECT_EQ(warm->warm_blocks, 40u);
+  manager_->EndRequest(engine, 999);
   EXPECT_EQ(manager_->status().ssd.copies_in_memory, 40u);
   // The second time from memory.
   Load(engine, chain);

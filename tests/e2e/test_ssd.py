@@ -74,11 +74,8 @@ def tokens_of(results: list[Any]) -> list[list[int]]:
     return [result[0] for result in results if isinstance(result, list)]
 
 
-@pytest.mark.parametrize("backend", ["io_uring", "threads"])
-def test_equal_tokens_after_kill_of_daemon_and_engine(
-    ssd: Path, model: Path, plain: list[list[int]], backend: str
-) -> None:
-    with ssd_daemon(ssd, ssd_backend=backend) as daemon:
+def test_equal_tokens_after_kill_of_daemon_and_engine(ssd: Path, model: Path, plain: list[list[int]]) -> None:
+    with ssd_daemon(ssd) as daemon:
         transfer = transfer_config(daemon.socket_path, min_load_tokens=0)
         first = run_scenario(model, transfer, one_by_one(), **ARGUMENTS)
         assert tokens_of(first) == plain
@@ -117,7 +114,7 @@ def test_engine_goes_on_over_kills_of_the_daemon(ssd: Path, model: Path, plain: 
 
 
 def test_flipped_bytes_are_misses(ssd: Path, model: Path, plain: list[list[int]]) -> None:
-    with ssd_daemon(ssd) as daemon:
+    with ssd_daemon(ssd, ssd_backend="threads") as daemon:  # the other tests: io_uring
         transfer = transfer_config(daemon.socket_path, min_load_tokens=0)
         assert tokens_of(run_scenario(model, transfer, one_by_one(), **ARGUMENTS)) == plain
         assert written(daemon) > 0

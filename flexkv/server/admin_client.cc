@@ -14,6 +14,8 @@
 namespace flexkv {
 namespace {
 
+constexpr int kGreetingMs = 10'000;  // what ends a call is its own deadline
+
 absl::Status ToAbsl(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
@@ -81,7 +83,8 @@ absl::StatusOr<std::unique_ptr<AdminClient>> AdminClient::Connect(const std::str
   if (absl::Status status = Probe(admin_socket); !status.ok()) return status;
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);  // its default costs a second
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+  // Also how long the daemon's greeting may take: a machine may be busy.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kGreetingMs);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return std::make_unique<GrpcAdminClient>(grpc::CreateCustomChannel(
       absl::StrCat("unix:", admin_socket), grpc::InsecureChannelCredentials(), arguments));

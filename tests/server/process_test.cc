@@ -3,10 +3,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -58,6 +60,19 @@ TEST_F(ProcessTest, CheckConfigPrintsEffectiveValuesOrOneLine) {
   EXPECT_EQ(Execute(std::string(FLEXKVD) + " --no-such-flag").code, 2);
   EXPECT_EQ(Execute(std::string(FLEXKVD) + " --help").code, 0);
   EXPECT_THAT(Execute(std::string(FLEXKVD) + " --version").output, HasSubstr("flexkvd 0"));
+}
+
+// On a machine that is busy the daemon may take a moment to greet.
+TEST_F(ProcessTest, TheCommandLineToolWaitsForADaemonThatIsSlow) {
+  auto daemon = StartDaemon();
+  daemon->Kill(SIGSTOP);
+  std::thread waker([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    daemon->Kill(SIGCONT);
+  });
+  const Result status = Cli("status");
+  waker.join();
+  EXPECT_EQ(status.code, 0) << status.output;
 }
 
 TEST_F(ProcessTest, TheCommandLineToolTalksToIt) {

@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
 # Runs one benchmark; each result is a JSON line beside its limit, measured in the same run.
 #
-#   scripts/bench.sh NAME [--json FILE]      NAME: index, ring, copy, ssd, step, e2e
+#   scripts/bench.sh NAME [--json FILE] [options of the benchmark, see perf/README.md]
+#
+#   index    the prefix index                 step     thread time of the connector's calls in a step
+#   ring     questions to the daemon          e2e      a real vLLM with and without the cache
+#   copy     copies of fragments              restart  after kill -9: daemon ready, first load, a real vLLM's
+#   ssd      disk, checksum, SSD to device             time to first token from SSD (needs 13 GiB of disk)
 source "$(dirname "$0")/common.sh"
-usage() { sed -n '2,4s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
 case "$name" in
   -h|--help) usage; exit 0 ;;
-  index|ring|copy|ssd|step|e2e) ;;
-  *) die "unknown benchmark '$name': index, ring, copy, ssd, step or e2e" ;;
+  index|ring|copy|ssd|step|e2e|restart) ;;
+  *) die "unknown benchmark '$name': index, ring, copy, ssd, step, e2e or restart" ;;
 esac
 scripts/install.sh >&2
 scripts/build.sh >&2
 case "$name" in
+  restart)
+    build/release/perf/restart/flexkv_restart_bench "$@"
+    exec "$VENV/bin/python" perf/e2e_ssd_bench.py "$@"
+    ;;
   step|e2e) exec "$VENV/bin/python" "perf/${name}_bench.py" "$@" ;;
   *) exec "build/release/perf/$name/flexkv_${name}_bench" "$@" ;;
 esac

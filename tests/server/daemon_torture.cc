@@ -170,6 +170,7 @@ std::vector<std::string> Round::SsdDirectories() const {
 }
 
 void Round::Prepare() {
+  std::filesystem::remove_all(directory_);  // of a run that failed
   std::filesystem::create_directories(directory_);
   std::filesystem::permissions(directory_, std::filesystem::perms::owner_all);
   std::string list;
@@ -478,7 +479,7 @@ int Torture::Go() {
     const uint64_t left = options_.kills - totals_.AllKills();
     const uint64_t kills =
         std::min(left, std::min(kKillsOfRound, std::max<uint64_t>(1, options_.kills / 4)));
-    const std::string directory = absl::StrCat(base, "/", number);
+    const std::string directory = absl::StrCat(base, "/round-", number);
     {
       Round round(options_, directory, number, rng_.Next(), &totals_);
       if (!round.Go(kills)) failure = round.verdict().text();

@@ -99,7 +99,7 @@ Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* 
         ns->tokens_per_block == spec.tokens_per_block && ns->key == spec.namespace_key) {
       return ns.get();
     }
-    if (!ns->nameless || ns->digest != digest) continue;
+    if (!ns->nameless || ns->size_class != size_class || ns->digest != digest) continue;
     ns->nameless = false;
     ns->key = spec.namespace_key;
     ns->label = spec.namespace_label;
@@ -177,10 +177,27 @@ void CacheManager::Impl::ResetNamespace(Namespace* ns, uint64_t reset) {
   SetEpoch(ns, next_namespace++);
   ++ns->epoch;
   Count(ns, &CacheCounters::resets, 1);
-  if (!ssd.written.contains(ns->digest)) return;
-  ssd.epochs[ns->digest] = ++ns->ssd_epoch;
+  if (!ssd.unread && !ssd.written.contains(ns->digest)) return;
+  RaiseEpoch(ns->digest, ++ns->ssd_epoch, reset);
+}
+
+// Namespaces that a device may hold something of, and that nobody has named since or any more.
+uint32_t CacheManager::Impl::ResetUnknown(uint64_t reset) {
+  absl::flat_hash_set<NamespaceDigest> unknown = ssd.written;
+  for (const auto& ns : namespaces) unknown.erase(ns->digest);
+  std::vector<NamespaceDigest> digests(unknown.begin(), unknown.end());
+  std::sort(digests.begin(), digests.end());  // the same run every time
+  for (const NamespaceDigest& digest : digests) {
+    auto epoch = ssd.epochs.find(digest);
+    RaiseEpoch(digest, epoch == ssd.epochs.end() ? 2 : epoch->second + 1, reset);
+  }
+  return static_cast<uint32_t>(digests.size());
+}
+
+void CacheManager::Impl::RaiseEpoch(const NamespaceDigest& ns, uint32_t epoch, uint64_t reset) {
+  ssd.epochs[ns] = epoch;
   for (uint32_t device = 0; device < ssd.devices.size(); ++device) {
-    ssd.raises.push_back({reset, device, ns->digest, ns->ssd_epoch});
+    ssd.raises.push_back({reset, device, ns, epoch});
     ++ssd.resets.at(reset).unanswered;
   }
 }
@@ -309,6 +326,7 @@ uint32_t CacheManager::ResetByLabel(const std::string& label, uint64_t tag, Time
     impl_->ResetNamespace(ns.get(), reset);
     ++count;
   }
+  if (label.empty()) count += impl_->ResetUnknown(reset);
   impl_->SubmitRaises();
   impl_->EndResetIfDone(reset);
   return count;

@@ -149,6 +149,7 @@ struct SsdTierStatus {
   uint64_t copies_in_memory = 0;               // of those, in the CPU tier too
   uint64_t writes_waiting = 0, writes_in_flight = 0, reads_waiting = 0, reads_in_flight = 0,
            frees_in_flight = 0;
+  uint64_t damaged_blocks = 0;  // did not read back; they go when no lease is on what follows them
   uint64_t recovered_blocks = 0, orphaned_blocks = 0;  // at start; orphans had no parent left
   bool out_of_space = false;                           // a segment could not be made a moment ago
 };

@@ -134,6 +134,8 @@ struct CacheManager::Impl {
   absl::StatusOr<EngineHandle> Attach(const EngineSpec& spec, TimeNs at);
   void Detach(EngineHandle handle);
   void ResetNamespace(Namespace* ns, uint64_t reset);
+  uint32_t ResetUnknown(uint64_t reset);
+  void RaiseEpoch(const NamespaceDigest& ns, uint32_t epoch, uint64_t reset);
   uint64_t BeginReset(EngineHandle engine, uint64_t tag);
   void EndResetIfDone(uint64_t reset);
   void Advance(TimeNs at) { now = at > now ? at : now; }
@@ -150,6 +152,7 @@ struct CacheManager::Impl {
                                           std::span<const BlockHash> suffix);
   absl::StatusOr<LookupAnswer> Lookup(Engine* engine, RequestKey key, uint32_t first,
                                       std::span<const BlockHash> suffix);
+  PrefixMatch WithoutDamaged(const ClassState& size_class, PrefixMatch match) const;
   uint32_t WarmBlocks(const ClassState& size_class, const Lease& lease);
   void EndLease(Request* request);
   void EndRequest(Engine* engine, RequestKey key);
@@ -216,7 +219,6 @@ struct CacheManager::Impl {
   std::vector<bool> WritableDevices() const;
   uint64_t SsdBytes() const;
   std::vector<ClassShare> SsdShares() const;
-  uint64_t SsdBytesOf(const ClassState& size_class) const;
   uint64_t SsdSlotsOfAll() const;
   bool MayGrowSsd(ClassState* size_class) const;
   bool GrowSsd(ClassState* size_class);
@@ -229,7 +231,7 @@ struct CacheManager::Impl {
   // --- ssd_writes.cc
   void QueueWrite(ClassState* size_class, SlotId cpu);
   void StartWrites();
-  bool StartNextWrite(ClassState* size_class, const std::vector<bool>& usable);
+  bool StartNextWrite(ClassState* size_class, std::vector<bool>* usable);
   bool SubmitWrite(ClassState* size_class, SlotId cpu, Namespace* ns, SlotId ssd);
   void EndWrite(const SsdCommand& command, const absl::Status& status);
   bool MoveOrFree(ClassState* size_class, SlotId cpu, SlotId ssd);

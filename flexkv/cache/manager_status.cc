@@ -52,6 +52,7 @@ SsdTierStatus CacheManager::Impl::StatusOfSsd() const {
     status.blocks += c->store->resident(Tier::kSsd);
     status.copies_in_memory += c->store->num_copies();
     status.writes_waiting += c->ssd.write_queue.size();
+    status.damaged_blocks += c->ssd.damaged.size();
   }
   for (const auto& [tag, command] : ssd.commands)
     status.writes_in_flight += command.kind == SsdCommandKind::kWrite;

@@ -90,7 +90,8 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   Request* request = *found;
   EndLease(request);
   RadixTree& tree = engine->size_class->store->tree();
-  const PrefixMatch match = tree.Match(engine->ns->id, request->chain);
+  const PrefixMatch match =
+      WithoutDamaged(*engine->size_class, tree.Match(engine->ns->id, request->chain));
   Count(engine->ns, &CacheCounters::lookups, 1);
   Count(engine->ns, &CacheCounters::lookup_blocks, request->chain.size());
   Count(engine->ns, &CacheCounters::matched_blocks, match.num_blocks);
@@ -118,6 +119,20 @@ uint32_t CacheManager::Impl::WarmBlocks(const ClassState& size_class, const Leas
   uint32_t warm = 0;
   while (warm < lease.blocks && store.InMemory(path_slots[warm]).valid()) ++warm;
   return warm;
+}
+
+// Requests that come again and again would hold a damaged block in the tree for ever, and every
+// load of it would fail.
+PrefixMatch CacheManager::Impl::WithoutDamaged(const ClassState& size_class,
+                                               PrefixMatch match) const {
+  const RadixTree& tree = size_class.store->tree();
+  for (SlotId slot : size_class.ssd.damaged) {
+    const uint32_t depth = tree.Contains(slot) ? tree.DepthOf(slot) : match.num_blocks;
+    if (depth >= match.num_blocks) continue;
+    if (tree.Ancestor(match.last, match.num_blocks - 1 - depth) != slot) continue;
+    match = {depth, tree.Ancestor(slot, 1)};
+  }
+  return match;
 }
 
 void CacheManager::Impl::EndLease(Request* request) {

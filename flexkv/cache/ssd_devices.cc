@@ -18,10 +18,6 @@ constexpr uint64_t kMinAhead = 16, kMaxAhead = 4096;  // slots kept free
 constexpr uint32_t kDrainSlotsPerTick = 1024;
 constexpr TimeNs kSsdWaitingNs = 10 * kNsPerSecond;
 
-uint64_t FileBytes(const SsdShape& shape) {
-  return shape.segment_bytes() + 2ull * ssd::RegionPages(shape.slots) * ssd::kPageBytes;
-}
-
 // How many slots the segments of a class get; 0: no block fits the device's budget.
 uint32_t PlanSlots(SsdShape shape, const SsdTierOptions& options, uint64_t devices) {
   const uint64_t unlimited = std::numeric_limits<uint64_t>::max();
@@ -34,12 +30,16 @@ uint32_t PlanSlots(SsdShape shape, const SsdTierOptions& options, uint64_t devic
     slots = std::max<uint64_t>(1, blocks / segments);
   }
   for (shape.slots = static_cast<uint32_t>(slots); shape.slots > 0; shape.slots /= 2) {
-    if (FileBytes(shape) <= per_device) break;
+    if (SegmentFileBytes(shape) <= per_device) break;
   }
   return shape.slots;
 }
 
 }  // namespace
+
+uint64_t SegmentFileBytes(const SsdShape& shape) {
+  return shape.segment_bytes() + 2ull * ssd::RegionPages(shape.slots) * ssd::kPageBytes;
+}
 
 // --- set-up --------------------------------------------------------------------------------------
 
@@ -60,7 +60,10 @@ void CacheManager::Impl::OpenSsd(std::vector<SsdPort*> ports) {
         known = std::max(known, block.identity.epoch);
       }
     }
-    for (const SsdSegmentInfo& segment : found.segments) device.bytes += FileBytes(segment.shape);
+    for (const SsdSegmentInfo& segment : found.segments) {
+      device.bytes += SegmentFileBytes(segment.shape);
+      ssd.unread |= segment.state == SegmentState::kUnreadable || segment.damaged_records > 0;
+    }
     ssd.devices.push_back(device);
     ssd.recoveries.push_back(std::move(found));
   }
@@ -87,10 +90,10 @@ std::optional<SsdSlots::Options> CacheManager::Impl::PlanSsd(std::span<const uin
     }
   }
   if (shape.slots > 0) {
-    const uint64_t by_bytes = options.ssd.cache_bytes / FileBytes(shape);
+    const uint64_t by_bytes = options.ssd.cache_bytes / SegmentFileBytes(shape);
     const uint64_t by_blocks = options.ssd.num_blocks / shape.slots;
     groups += devices + (options.ssd.cache_bytes > 0 ? by_bytes : by_blocks);
-    plan->segment_file_bytes = FileBytes(shape);
+    plan->segment_file_bytes = SegmentFileBytes(shape);
   }
   groups = std::min<uint64_t>(groups, SlotId::kMaxIndex / 2 / stride);
   if (groups == 0) return std::nullopt;
@@ -176,14 +179,20 @@ void CacheManager::Impl::EndCommand(const SsdCommand& command, const SsdPortResu
 }
 
 // A block that did not read back leaves the tree with what hangs below it, as soon as no lease
-// needs that.
+// needs that; no new lease takes it in.
 void CacheManager::Impl::EraseDamaged(ClassState* size_class) {
+  constexpr size_t kLooksPerTick = 64;  // each may walk a subtree
   SizeClass& store = *size_class->store;
-  std::erase_if(size_class->ssd.damaged, [&](SlotId slot) {
-    if (store.tree().Contains(slot) && store.tree().SubtreeInUse(slot)) return false;
-    store.Erase(slot);
-    return true;
-  });
+  std::deque<SlotId>& damaged = size_class->ssd.damaged;
+  for (size_t looks = std::min(damaged.size(), kLooksPerTick); looks > 0; --looks) {
+    const SlotId slot = damaged.front();
+    damaged.pop_front();
+    if (store.tree().SubtreeInUse(slot)) {
+      damaged.push_back(slot);
+    } else {
+      store.Erase(slot);
+    }
+  }
 }
 
 // --- frees ---------------------------------------------------------------------------------------
@@ -224,6 +233,9 @@ void CacheManager::Impl::EndFree(const SsdCommand& command, const absl::Status& 
   --ssd.frees_in_flight;
   SsdSlots& slots = *command.size_class->store->ssd();
   status.ok() ? slots.Free(command.ssd) : slots.Lose(command.ssd);
+  // A retired segment of which all slots were in use sees no write that could fail.
+  const uint32_t group = slots.GroupOf(command.ssd);
+  if (slots.NoteResult(group, status.ok())) slots.CloseGroup(group);
 }
 
 // --- epochs --------------------------------------------------------------------------------------
@@ -262,22 +274,10 @@ uint64_t CacheManager::Impl::SsdBytes() const {
   return bytes;
 }
 
-uint64_t CacheManager::Impl::SsdBytesOf(const ClassState& size_class) const {
-  const SsdSlots* slots = size_class.store->ssd();
-  return slots == nullptr ? 0 : slots->num_groups() * size_class.ssd.segment_file_bytes;
-}
-
 uint64_t CacheManager::Impl::SsdSlotsOfAll() const {
-  uint64_t slots = 0;
+  uint64_t slots = ssd.slots_being_made;
   for (const auto& c : classes) {
-    if (const SsdSlots* own = c->store->ssd(); own != nullptr) {
-      for (uint32_t group = 0; group < own->group_end(); ++group) {
-        if (own->HasGroup(group)) slots += own->GroupSlots(group);
-      }
-    }
-  }
-  for (const auto& [tag, command] : ssd.commands) {
-    if (command.kind == SsdCommandKind::kCreate) slots += command.size_class->ssd.shape.slots;
+    if (const SsdSlots* own = c->store->ssd(); own != nullptr) slots += own->all_slots();
   }
   return slots;
 }
@@ -320,6 +320,7 @@ bool CacheManager::Impl::GrowSsd(ClassState* size_class) {
                                        .bytes = bytes});
   best->creating = true;
   best->bytes += bytes;
+  ssd.slots_being_made += size_class->ssd.shape.slots;
   return true;
 }
 
@@ -328,6 +329,7 @@ void CacheManager::Impl::EndCreate(const SsdCommand& command, const SsdPortResul
   device.creating = false;
   ClassState* size_class = command.size_class;
   SsdSlots& slots = *size_class->store->ssd();
+  ssd.slots_being_made -= size_class->ssd.shape.slots;
   if (!result.status.ok()) {
     device.bytes -= command.bytes;
     device.space.Fail(now);
@@ -335,8 +337,10 @@ void CacheManager::Impl::EndCreate(const SsdCommand& command, const SsdPortResul
   }
   device.space.Succeed();
   size_class->ssd.waiting_until = 0;
-  if (slots.AddGroup(command.device, result.segment, size_class->ssd.shape.slots).has_value())
+  if (slots.AddGroup(command.device, result.segment, size_class->ssd.shape.slots).has_value()) {
+    size_class->ssd.bytes += command.bytes;
     return;
+  }
   // No position for it: it goes again.
   const uint64_t tag = ssd.next_command++;
   ssd.commands.emplace(tag, SsdCommand{.kind = SsdCommandKind::kDrop,
@@ -393,8 +397,11 @@ void CacheManager::Impl::DrainSsd(ClassState* size_class) {
       store.DrainSsdGroup(state.draining, kDrainSlotsPerTick, &state.drain_cursor);
   Count(nullptr, &CacheCounters::ssd_evicted_blocks, gone);
   for (SlotId slot : store.TakeLeft()) state.to_free.push_back(slot);
-  if (!slots.GroupIsIdle(state.draining)) return;
+  if (!slots.GroupIsIdle(state.draining) || now < state.drops.until) return;
   const uint32_t device = slots.DeviceOf(state.draining);
+  SsdShape shape = state.shape;
+  shape.slots =
+      slots.GroupSlots(state.draining);  // found ones may have other numbers than new ones
   const uint64_t tag = ssd.next_command;
   if (!ssd.devices[device].port->DropSegment(tag, slots.SegmentOf(state.draining))) return;
   ++ssd.next_command;
@@ -402,7 +409,7 @@ void CacheManager::Impl::DrainSsd(ClassState* size_class) {
                                        .device = device,
                                        .size_class = size_class,
                                        .group = state.draining,
-                                       .bytes = state.segment_file_bytes});
+                                       .bytes = SegmentFileBytes(shape)});
   state.dropping = true;
 }
 
@@ -412,7 +419,11 @@ void CacheManager::Impl::EndDrop(const SsdCommand& command, const absl::Status& 
   if (command.group == ClassSsd::kNoDrain) return;
   ClassSsd& state = command.size_class->ssd;
   state.dropping = false;
-  if (!status.ok()) return;  // tried again in the next tick
+  // Tried again, but not at once: a device whose file system takes no changes any more says so
+  // within microseconds, over and over.
+  if (!status.ok()) return state.drops.Fail(now);
+  state.drops.Succeed();
+  state.bytes -= std::min(state.bytes, command.bytes);
   command.size_class->store->ssd()->RemoveGroup(state.draining);
   state.draining = ClassSsd::kNoDrain;
 }
@@ -420,7 +431,7 @@ void CacheManager::Impl::EndDrop(const SsdCommand& command, const absl::Status& 
 std::vector<ClassShare> CacheManager::Impl::SsdShares() const {
   std::vector<ClassShare> shares;
   for (const auto& c : classes) {
-    shares.push_back(ClassShare{.bytes = SsdBytesOf(*c),
+    shares.push_back(ClassShare{.bytes = c->ssd.bytes,
                                 .group_bytes = c->ssd.segment_file_bytes,
                                 .entitled = c->engines > 0,
                                 .waiting = c->engines > 0 && now < c->ssd.waiting_until});

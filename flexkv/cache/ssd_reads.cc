@@ -69,21 +69,20 @@ void CacheManager::Impl::AdvanceLoads() {
 void CacheManager::Impl::AdvanceLoad(Op* op, bool* no_room) {
   std::vector<SsdLoadPart>& list = op->from_ssd->parts;
   if (now >= op->from_ssd->deadline) FailPartsFrom(op, 0);
-  const bool waiting = std::any_of(list.begin(), list.end(), [](const SsdLoadPart& part) {
-    return part.state == SsdLoadPart::State::kWaiting;
-  });
-  // A block that was only in memory has another handle once it is written.
-  if (waiting) {
-    op->size_class->store->tree().PathSlots(op->pinned, static_cast<uint32_t>(op->slots.size()),
-                                            &op->from_ssd->handles);
-  }
+  bool fresh = false;  // the handles; long loads wait for many ticks in which they need none
   uint32_t ahead = 0;
   for (size_t i = 0; i < list.size() && ahead < kSsdLoadPartsAhead && !*no_room; ++i) {
     SsdLoadPart& part = list[i];
     if (part.state == SsdLoadPart::State::kSent) continue;
     if (part.state == SsdLoadPart::State::kFailed) break;
     ++ahead;
-    if (part.state == SsdLoadPart::State::kWaiting) *no_room = !StartPartReads(op, &part);
+    if (part.state != SsdLoadPart::State::kWaiting) continue;
+    // A block that was only in memory has another handle once it is written.
+    if (!std::exchange(fresh, true)) {
+      op->size_class->store->tree().PathSlots(op->pinned, static_cast<uint32_t>(op->slots.size()),
+                                              &op->from_ssd->handles);
+    }
+    *no_room = !StartPartReads(op, &part);
   }
   SendParts(op);
   CloseLoad(op);
@@ -219,7 +218,9 @@ void CacheManager::Impl::EndRead(const SsdCommand& command, const absl::Status& 
   const bool resident = store.tree().Contains(command.ssd);
   if (!status.ok()) {
     Count(nullptr, &CacheCounters::ssd_read_failed_blocks, 1);
-    if (resident) size_class->ssd.damaged.push_back(command.ssd);
+    std::deque<SlotId>& damaged = size_class->ssd.damaged;
+    const bool known = std::find(damaged.begin(), damaged.end(), command.ssd) != damaged.end();
+    if (resident && !known) damaged.push_back(command.ssd);
   }
   if (status.ok() && resident) {
     store.AddCopy(command.ssd, read.cpu);

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
+#include "absl/hash/hash.h"
 #include "flexkv/cache/manager_state.h"
 
 namespace flexkv {
@@ -22,7 +24,7 @@ constexpr uint32_t kNobody = UINT32_MAX;
 
 // Chains of one namespace, by links between the blocks found.
 struct Forest {
-  std::vector<Found> blocks;  // by depth, each identity once
+  std::vector<Found> blocks;  // those without a parent, or twice there, have no links
   std::vector<uint32_t> first_child, next_sibling;
   std::vector<uint32_t> roots;
   std::vector<SlotId> unusable;
@@ -33,36 +35,58 @@ struct Forest {
 struct Position {
   BlockHash hash;
   uint32_t depth = 0;
-  friend bool operator==(const Position&, const Position&) = default;
-  template <typename H>
-  friend H AbslHashValue(H h, const Position& position) {
-    return H::combine(std::move(h), position.hash.words[0], position.hash.words[1], position.depth);
-  }
 };
 
-Forest::Forest(std::vector<Found> found) {
-  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
-    return a.depth != b.depth ? a.depth < b.depth : a.slot.value < b.slot.value;
-  });
-  absl::flat_hash_map<Position, uint32_t> at;
-  at.reserve(found.size());
-  blocks.reserve(found.size());
-  for (const Found& block : found) {
+// Blocks by their position, as a set of their numbers: a million of them need 10 MB, not 100.
+struct PositionHash {
+  using is_transparent = void;
+  const std::vector<Found>* blocks;
+  size_t operator()(const Position& position) const {
+    return absl::HashOf(position.hash.words[0], position.hash.words[1], position.depth);
+  }
+  size_t operator()(uint32_t index) const {
+    return (*this)(Position{(*blocks)[index].hash, (*blocks)[index].depth});
+  }
+};
+struct PositionEq {
+  using is_transparent = void;
+  const std::vector<Found>* blocks;
+  bool operator()(uint32_t a, uint32_t b) const { return a == b || (*this)(a, At(b)); }
+  bool operator()(uint32_t a, const Position& b) const {
+    return (*blocks)[a].hash == b.hash && (*blocks)[a].depth == b.depth;
+  }
+  Position At(uint32_t index) const { return {(*blocks)[index].hash, (*blocks)[index].depth}; }
+};
+
+// Numbers of the blocks, parents before children. A block deeper than there are blocks has none.
+std::vector<uint32_t> ByDepth(const std::vector<Found>& found) {
+  const auto count = static_cast<uint32_t>(found.size());
+  std::vector<uint32_t> next(size_t{count} + 2);
+  const auto depth = [&](const Found& block) { return std::min(block.depth, count); };
+  for (const Found& block : found) ++next[depth(block) + 1];
+  for (size_t i = 1; i < next.size(); ++i) next[i] += next[i - 1];
+  std::vector<uint32_t> order(count);
+  for (uint32_t i = 0; i < count; ++i) order[next[depth(found[i])]++] = i;
+  return order;
+}
+
+Forest::Forest(std::vector<Found> found)
+    : blocks(std::move(found)),
+      first_child(blocks.size(), kNobody),
+      next_sibling(blocks.size(), kNobody) {
+  absl::flat_hash_set<uint32_t, PositionHash, PositionEq> at(blocks.size(), PositionHash{&blocks},
+                                                             PositionEq{&blocks});
+  for (const uint32_t index : ByDepth(blocks)) {
+    const Found& block = blocks[index];
     uint32_t parent = kNobody;
     if (block.depth > 0) {
-      auto it = at.find({block.parent, block.depth - 1});
-      if (it != at.end()) parent = it->second;
+      auto it = at.find(Position{block.parent, block.depth - 1});
+      if (it != at.end()) parent = *it;
     }
-    const auto index = static_cast<uint32_t>(blocks.size());
     const bool orphan = block.depth > 0 && parent == kNobody;
-    if (orphan || !at.try_emplace({block.hash, block.depth}, index).second) {
+    if (orphan || !at.insert(index).second) {
       unusable.push_back(block.slot);
-      continue;
-    }
-    blocks.push_back(block);
-    first_child.push_back(kNobody);
-    next_sibling.push_back(kNobody);
-    if (parent == kNobody) {
+    } else if (parent == kNobody) {
       roots.push_back(index);
     } else {
       next_sibling[index] = std::exchange(first_child[parent], index);
@@ -111,9 +135,10 @@ uint64_t Insert(const Forest& forest, NamespaceId ns, SizeClass* store,
 void CacheManager::Impl::AdoptSegment(uint32_t device, const SsdSegmentInfo& segment) {
   const auto drop = [&] {
     const uint64_t tag = ssd.next_command++;
-    ssd.commands.emplace(
-        tag,
-        SsdCommand{.kind = SsdCommandKind::kDrop, .device = device, .group = ClassSsd::kNoDrain});
+    ssd.commands.emplace(tag, SsdCommand{.kind = SsdCommandKind::kDrop,
+                                         .device = device,
+                                         .group = ClassSsd::kNoDrain,
+                                         .bytes = SegmentFileBytes(segment.shape)});
     if (!ssd.devices[device].port->DropSegment(tag, segment.id)) ssd.commands.erase(tag);
   };
   if (segment.state == SegmentState::kUnreadable) return drop();
@@ -123,6 +148,7 @@ void CacheManager::Impl::AdoptSegment(uint32_t device, const SsdSegmentInfo& seg
   if (slots == nullptr) return drop();
   const std::optional<uint32_t> group = slots->AddGroup(device, segment.id, segment.shape.slots);
   if (!group.has_value()) return drop();
+  (*size_class)->ssd.bytes += SegmentFileBytes(segment.shape);
   for (uint32_t slot : segment.unusable) {
     if (slot >= segment.shape.slots) continue;
     slots->Occupy(slots->SlotAt(*group, slot));
@@ -155,23 +181,37 @@ void CacheManager::Impl::AdoptBlocks() {
   }
   std::vector<std::pair<ClassState*, NamespaceDigest>> order;  // the same run every time
   absl::flat_hash_map<std::pair<ClassState*, NamespaceDigest>, std::vector<Found>> by_namespace;
+  // Neighbours are mostly of one segment and one namespace: what was found for the last one serves.
+  auto place = groups.end();
+  uint64_t place_key = UINT64_MAX;
+  ClassState* last_class = nullptr;
+  NamespaceDigest last_ns{};
+  uint32_t present = 0;  // epoch
+  std::vector<Found>* found = nullptr;
   for (uint32_t device = 0; device < ssd.recoveries.size(); ++device) {
     for (const RecoveredBlock& block : ssd.recoveries[device].blocks) {
-      auto place = groups.find(key(device, block.place.segment));
+      if (const uint64_t wanted = key(device, block.place.segment); wanted != place_key) {
+        place_key = wanted;
+        place = groups.find(wanted);
+      }
       if (place == groups.end()) continue;
       auto [size_class, group] = place->second;
       const SlotId slot = size_class->store->ssd()->SlotAt(group, block.place.slot);
       if (size_class->store->ssd()->IsUsed(slot)) continue;
       size_class->store->ssd()->Occupy(slot);
-      auto epoch = ssd.epochs.find(block.identity.ns);
-      const uint32_t present = epoch == ssd.epochs.end() ? 1 : epoch->second;
+      if (size_class != last_class || block.identity.ns != last_ns) {
+        last_class = size_class;
+        last_ns = block.identity.ns;
+        auto epoch = ssd.epochs.find(last_ns);
+        present = epoch == ssd.epochs.end() ? 1 : epoch->second;
+        found = &by_namespace[{last_class, last_ns}];
+      }
       if (block.identity.epoch != present) {
         size_class->ssd.to_free.push_back(slot);
         continue;
       }
-      std::vector<Found>& found = by_namespace[{size_class, block.identity.ns}];
-      if (found.empty()) order.emplace_back(size_class, block.identity.ns);
-      found.push_back({slot, block.identity.depth, block.identity.hash, block.identity.parent});
+      if (found->empty()) order.emplace_back(last_class, last_ns);
+      found->push_back({slot, block.identity.depth, block.identity.hash, block.identity.parent});
     }
   }
   for (const auto& [size_class, digest] : order) {

@@ -25,6 +25,7 @@ std::optional<uint32_t> SsdSlots::AddGroup(uint32_t device, uint32_t segment, ui
   for (uint32_t slot = slots; slot > 0; --slot) group.free.push_back(slot - 1);
   groups_[at] = std::move(group);
   ++num_groups_;
+  all_slots_ += slots;
   capacity_ += slots;
   first_with_room_[device] = std::min(first_with_room_[device], at);
   return at;
@@ -34,6 +35,7 @@ void SsdSlots::CloseGroup(uint32_t at) {
   Group& group = groups_[at];
   if (group.closed) return;
   group.closed = true;
+  ++closed_groups_;
   capacity_ -= group.slots - group.lost;
   used_in_open_ -= group.used;
 }
@@ -42,8 +44,10 @@ bool SsdSlots::GroupIsIdle(uint32_t at) const { return groups_[at].used == 0; }
 
 void SsdSlots::RemoveGroup(uint32_t at) {
   CloseGroup(at);
+  all_slots_ -= groups_[at].slots;
   groups_[at] = Group{};
   --num_groups_;
+  --closed_groups_;
 }
 
 std::optional<SlotId> SsdSlots::AllocateFrom(uint32_t at) {
@@ -105,11 +109,11 @@ void SsdSlots::Lose(SlotId slot) {
   --capacity_;
 }
 
-bool SsdSlots::NoteWrite(uint32_t at, bool ok) {
+bool SsdSlots::NoteResult(uint32_t at, bool ok) {
   constexpr uint32_t kFailuresInARow = 3;
-  uint32_t& failed = groups_[at].failed_writes;
-  failed = ok ? 0 : failed + 1;
-  return failed >= kFailuresInARow;
+  uint32_t& failures = groups_[at].failures;
+  failures = ok ? 0 : failures + 1;
+  return failures >= kFailuresInARow;
 }
 
 bool SsdSlots::IsUsed(SlotId slot) const {
@@ -119,17 +123,14 @@ bool SsdSlots::IsUsed(SlotId slot) const {
   return within < groups_[at].slots && groups_[at].states[within] == State::kUsed;
 }
 
-uint32_t SsdSlots::closed_groups() const {
-  return static_cast<uint32_t>(std::count_if(groups_.begin(), groups_.end(),
-                                             [](const Group& g) { return g.present && g.closed; }));
-}
-
 absl::Status SsdSlots::CheckInvariants() const {
-  uint64_t used = 0, capacity = 0, used_in_open = 0;
-  uint32_t present = 0;
+  uint64_t used = 0, capacity = 0, used_in_open = 0, all = 0;
+  uint32_t present = 0, closed = 0;
   for (const Group& group : groups_) {
     if (!group.present) continue;
     ++present;
+    closed += group.closed;
+    all += group.slots;
     uint32_t group_used = 0, lost = 0, free = 0;
     for (State state : group.states) {
       group_used += state == State::kUsed;
@@ -152,7 +153,7 @@ absl::Status SsdSlots::CheckInvariants() const {
     used_in_open += group_used;
   }
   if (used != used_ || capacity != capacity_ || used_in_open != used_in_open_ ||
-      present != num_groups_) {
+      present != num_groups_ || closed != closed_groups_ || all != all_slots_) {
     return absl::InternalError("SSD slots do not add up");
   }
   return absl::OkStatus();

@@ -52,9 +52,9 @@ class SsdSlots {
   void Free(SlotId slot);    // REQUIRES: used
   void Lose(SlotId slot);    // REQUIRES: used
   bool IsUsed(SlotId slot) const;
-  // A write into the group failed, or one went well. True for the third failure in a row: it is not
-  // the slot, it is the segment.
-  bool NoteWrite(uint32_t group, bool ok);
+  // A write or free in the group failed, or one went well. True from the third failure in a row on:
+  // it is not the slot, it is the segment.
+  bool NoteResult(uint32_t group, bool ok);
 
   uint32_t GroupOf(SlotId slot) const { return slot.index() / options_.stride; }
   SsdPlace PlaceOf(SlotId slot) const {
@@ -65,8 +65,9 @@ class SsdSlots {
   }
 
   uint32_t num_groups() const { return num_groups_; }
-  uint32_t closed_groups() const;
-  uint64_t capacity() const { return capacity_; }  // lost slots and closed groups left out
+  uint32_t closed_groups() const { return closed_groups_; }
+  uint64_t all_slots() const { return all_slots_; }  // of all groups, whatever their state
+  uint64_t capacity() const { return capacity_; }    // lost slots and closed groups left out
   uint64_t used() const { return used_; }
   uint64_t free_slots() const { return capacity_ - used_in_open_; }  // of open groups
   // States, counters and free lists agree. Internal otherwise.
@@ -78,7 +79,7 @@ class SsdSlots {
     bool present = false, closed = false;
     uint32_t device = 0, segment = 0, slots = 0;
     uint32_t used = 0, lost = 0;
-    uint32_t failed_writes = 0;  // in a row
+    uint32_t failures = 0;  // in a row
     std::vector<State> states;
     std::vector<uint32_t> free;  // taken from the end; may name slots occupied since
   };
@@ -88,7 +89,8 @@ class SsdSlots {
 
   const Options options_;
   std::vector<Group> groups_;
-  uint32_t num_groups_ = 0;
+  uint32_t num_groups_ = 0, closed_groups_ = 0;
+  uint64_t all_slots_ = 0;
   uint64_t capacity_ = 0;
   uint64_t used_ = 0;
   uint64_t used_in_open_ = 0;

@@ -21,6 +21,9 @@ namespace flexkv {
 
 struct ClassState;
 
+// What the files of a segment take of a device.
+uint64_t SegmentFileBytes(const SsdShape& shape);
+
 // Doubles with every failure up to a limit; over with the first success.
 struct BackOff {
   static constexpr TimeNs kFirstNs = kNsPerSecond;
@@ -51,7 +54,7 @@ struct SsdCommand {
   ClassState* size_class = nullptr;
   SlotId ssd, cpu;
   uint32_t group = 0;  // of kDrop
-  uint64_t bytes = 0;  // of kWrite; of kCreate: its files
+  uint64_t bytes = 0;  // of kWrite; of kCreate and kDrop: the segment's files
   uint64_t reset = 0;  // of kRaiseEpoch
   TimeNs since = 0;
 };
@@ -75,18 +78,20 @@ struct PendingMove {
 
 // One size class on the devices.
 struct ClassSsd {
-  SsdShape shape;  // of new segments; no slots: blocks of this class do not fit
-  uint64_t segment_file_bytes = 0;
-  std::deque<SlotId> write_queue;        // CPU slots, each at most once
+  SsdShape shape;                   // of new segments; no slots: blocks of this class do not fit
+  uint64_t segment_file_bytes = 0;  // of new segments
+  uint64_t bytes = 0;               // files of all its segments
+  std::deque<SlotId> write_queue;   // CPU slots, each at most once
   std::vector<WriteState> write_states;  // by CPU slot
   std::vector<PendingMove> moves;
   absl::flat_hash_map<uint32_t, BlockRead> reads;  // by SSD slot
-  std::vector<SlotId> damaged;  // did not read back; erased when nothing uses what hangs below
-  std::deque<SlotId> to_free;   // left the tree
+  std::deque<SlotId> damaged;  // did not read back; erased when nothing uses what hangs below
+  std::deque<SlotId> to_free;  // left the tree
   static constexpr uint32_t kNoDrain = UINT32_MAX;
   uint32_t draining = kNoDrain;  // group being emptied to be given back
   uint32_t drain_cursor = 0;
   bool dropping = false;     // its segment is being removed
+  BackOff drops;             // a segment could not be removed
   TimeNs waiting_until = 0;  // was short of room; others leave it a segment until then
 };
 
@@ -135,6 +140,8 @@ struct SsdTier {
   // Namespaces of which a device may hold something. Never taken out: that a device did not note an
   // epoch, or a freeing, shows only after a crash.
   absl::flat_hash_set<NamespaceDigest> written;
+  // Something on a device could not be read when it was opened: it may hold blocks of anybody.
+  bool unread = false;
   absl::flat_hash_map<uint64_t, PendingReset> resets;
   uint64_t next_reset = 1;
   std::deque<EpochRaise> raises;       // not submitted yet
@@ -142,7 +149,8 @@ struct SsdTier {
   std::deque<PrefetchHint> hints;
   uint64_t write_bytes_in_flight = 0;
   uint64_t reads_in_flight = 0, frees_in_flight = 0;
-  double write_tokens = 0;  // bytes that the write budget allows now
+  uint64_t slots_being_made = 0;  // in segments that are
+  double write_tokens = 0;        // bytes that the write budget allows now
   TimeNs tokens_at = 0;
   size_t next_class = 0;  // whose turn it is to write
   uint64_t recovered_blocks = 0, orphaned_blocks = 0;

@@ -30,18 +30,18 @@ void CacheManager::Impl::RefillWriteTokens() {
 // Classes take turns, one block each.
 void CacheManager::Impl::StartWrites() {
   RefillWriteTokens();
-  const std::vector<bool> usable = WritableDevices();
+  std::vector<bool> usable = WritableDevices();
   size_t idle = 0;
   while (!classes.empty() && idle < classes.size()) {
     if (ssd.write_bytes_in_flight >= options.ssd.max_inflight_write_bytes) return;
     if (options.ssd.write_bytes_per_s > 0 && ssd.write_tokens <= 0) return;
     ssd.next_class = (ssd.next_class + 1) % classes.size();
-    idle = StartNextWrite(classes[ssd.next_class].get(), usable) ? 0 : idle + 1;
+    idle = StartNextWrite(classes[ssd.next_class].get(), &usable) ? 0 : idle + 1;
   }
 }
 
-// False: nothing to write in this class now.
-bool CacheManager::Impl::StartNextWrite(ClassState* size_class, const std::vector<bool>& usable) {
+// False: nothing to write in this class now. A device that takes no more is `usable` no longer.
+bool CacheManager::Impl::StartNextWrite(ClassState* size_class, std::vector<bool>* usable) {
   SizeClass& store = *size_class->store;
   std::deque<SlotId>& queue = size_class->ssd.write_queue;
   for (size_t looked = queue.size(); looked > 0; --looked) {
@@ -58,11 +58,13 @@ bool CacheManager::Impl::StartNextWrite(ClassState* size_class, const std::vecto
       continue;
     }
     Namespace* ns = NamespaceById(store.OwnerOf(cpu));
-    const std::optional<SlotId> slot = ns == nullptr ? std::nullopt : store.ssd()->Allocate(usable);
+    const std::optional<SlotId> slot =
+        ns == nullptr ? std::nullopt : store.ssd()->Allocate(*usable);
     if (!slot.has_value()) return false;
     if (!SubmitWrite(size_class, cpu, ns, *slot)) {
+      (*usable)[store.ssd()->DeviceOf(store.ssd()->GroupOf(*slot))] = false;
       store.ssd()->Free(*slot);
-      return false;
+      continue;
     }
     queue.pop_front();
     return true;
@@ -103,7 +105,7 @@ void CacheManager::Impl::EndWrite(const SsdCommand& command, const absl::Status&
   ssd.write_bytes_in_flight -= command.bytes;
   if (status.ok()) {
     ssd.devices[command.device].writes.Succeed();
-    slots.NoteWrite(slots.GroupOf(command.ssd), true);
+    slots.NoteResult(slots.GroupOf(command.ssd), true);
     Count(nullptr, &CacheCounters::ssd_written_blocks, 1);
     if (!MoveOrFree(size_class, command.cpu, command.ssd))
       size_class->ssd.moves.push_back({command.cpu, command.ssd});
@@ -116,7 +118,7 @@ void CacheManager::Impl::EndWrite(const SsdCommand& command, const absl::Status&
     Count(nullptr, &CacheCounters::ssd_write_failed_blocks, 1);
     slots.Lose(command.ssd);
     const uint32_t group = slots.GroupOf(command.ssd);
-    if (slots.NoteWrite(group, false) && !slots.IsClosed(group)) {
+    if (slots.NoteResult(group, false) && !slots.IsClosed(group)) {
       slots.CloseGroup(group);
       ssd.devices[command.device].writes.Fail(now);
     }

@@ -40,6 +40,11 @@ class ManagerSsdTest : public testing::Test {
 
   // A life of the process begins; what was committed is still there.
   EngineHandle Start(const std::string& name = "model") {
+    StartAlone();
+    return Attach(name);
+  }
+
+  void StartAlone() {
     for (const auto& ssd : ssds_) ssd->Crash();
     manager_.reset();
     device_ = std::make_unique<SimDevice>(&rng_, &segments_);
@@ -52,7 +57,6 @@ class ManagerSsdTest : public testing::Test {
       ports.push_back(ssd.get());
     }
     manager_ = std::make_unique<CacheManager>(options_, &segments_, transfers_.get(), ports);
-    return Attach(name);
   }
 
   EngineHandle Attach(const std::string& name, uint64_t block = kBlock) {
@@ -392,6 +396,90 @@ TEST_F(ManagerSsdTest, ALoadThatWaitsTooLongFails) {
   ASSERT_NE(DoneOf(key), nullptr);
   EXPECT_EQ(DoneOf(key)->failed_blocks, 10u);
   Settle();
+}
+
+TEST_F(ManagerSsdTest, AHotPrefixDoesNotKeepADamagedBlock) {
+  EngineHandle engine = Start();
+  const std::vector<BlockHash> chain = Chain(1, 20);
+  Put(engine, chain);
+  Settle();
+  engine = Start();
+  ASSERT_EQ(manager_->Lookup(engine, 1000, 0, chain, now_)->matched_blocks, 20u);
+  Load(engine, chain);
+  ssds_[0]->FailNext(SimSsd::Kind::kRead, 1);
+  Settle();
+  EXPECT_LT(Hits(engine, chain), 20u);  // although somebody still has a lease on all of it
+  EXPECT_EQ(manager_->Lookup(engine, 1001, 0, chain, now_)->matched_blocks, Hits(engine, chain));
+  manager_->EndRequest(engine, 1000);
+  Settle();
+  EXPECT_LT(manager_->status().cached_blocks, 20u);
+}
+
+TEST_F(ManagerSsdTest, ADropThatFailsIsNotTriedAgainAtOnce) {
+  const EngineHandle first = Start();
+  for (uint64_t document = 1; document <= 50; ++document) {
+    Put(first, Chain(document, 10));
+    Settle();
+  }
+  ssds_[0]->FailNext(SimSsd::Kind::kDrop, 1000);
+  const EngineHandle second = Attach("other", 2 * kBlock);
+  for (uint64_t document = 100; document < 130; ++document) {
+    Put(second, Chain(document, 4), 2 * kBlock);
+    Settle();
+  }
+  EXPECT_GE(ssds_[0]->ended(SimSsd::Kind::kDrop), 1u);
+  EXPECT_LE(ssds_[0]->ended(SimSsd::Kind::kDrop), 3u);  // in two seconds
+}
+
+TEST_F(ManagerSsdTest, FoundSegmentsOfAnotherSizeMakeWay) {
+  EngineHandle engine = Start();
+  for (uint64_t document = 1; document <= 35; ++document) {
+    Put(engine, Chain(document, 10));
+    Settle();
+  }
+  options_.ssd.cache_bytes = 200 * (kBlock + 4096);
+  options_.ssd.segment_bytes = 10 * (kBlock + 4096);
+  engine = Start();
+  ASSERT_GT(manager_->status().ssd.blocks, 150u);
+  for (uint64_t document = 100; document <= 120; ++document) {
+    Put(engine, Chain(document, 10));
+    Settle();
+  }
+  EXPECT_GT(manager_->status().ssd.blocks, 20u);
+  EXPECT_LT(manager_->status().ssd.blocks, 150u);
+  EXPECT_EQ(Hits(Start(), Chain(120, 10)), 10u);
+}
+
+TEST_F(ManagerSsdTest, ASegmentThatRetiredWhenItWasFullMakesWay) {
+  const EngineHandle engine = Start();
+  for (uint64_t document = 1; document <= 35; ++document) {
+    Put(engine, Chain(document, 10));
+    Settle();
+  }
+  ssds_[0]->RetireAll();
+  for (uint64_t document = 100; document <= 160; ++document) {
+    Put(engine, Chain(document, 10));
+    Settle();
+    Tick(kNsPerSecond);
+  }
+  Settle();
+  EXPECT_GT(manager_->status().ssd.blocks, 100u);
+  EXPECT_EQ(Hits(Start(), Chain(160, 10)), 10u);
+}
+
+TEST_F(ManagerSsdTest, ClearingAllReachesWhatNobodyNamed) {
+  options_.cpu_cache_bytes = 0;
+  options_.num_cpu_blocks = 64;
+  const std::vector<BlockHash> chain = Chain(1, 10);
+  Put(Start(), chain);
+  Settle();
+  StartAlone();
+  EXPECT_EQ(manager_->ResetByLabel("", 79, now_), 1u);
+  Settle();
+  ASSERT_NE(EventOf(79, ManagerEvent::Kind::kResetDone), nullptr);
+  EXPECT_EQ(EventOf(79, ManagerEvent::Kind::kResetDone)->status, OpStatus::kOk);
+  EXPECT_EQ(Hits(Attach("model"), chain), 0u);
+  EXPECT_EQ(Hits(Start(), chain), 0u);
 }
 
 }  // namespace

@@ -47,6 +47,10 @@ void SimSsd::Crash() {
   for (auto& [id, segment] : segments_) segment.retired = false;
 }
 
+void SimSsd::RetireAll() {
+  for (auto& [id, segment] : segments_) segment.retired = true;
+}
+
 bool SimSsd::Accept(Pending pending) {
   if (faults_ && rng_->OneIn(20)) return false;
   pending_.push_back(std::move(pending));
@@ -176,6 +180,7 @@ absl::Status SimSsd::DoDrop(const Pending& op) {
 
 void SimSsd::Execute(Pending op) {
   SsdPortResult result{.tag = op.tag};
+  ++ended_[op.kind];
   switch (op.kind) {
     case Kind::kWrite:
       result.status = DoWrite(op);

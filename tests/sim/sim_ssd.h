@@ -39,6 +39,9 @@ class SimSsd : public SsdPort {
   // The next so many of that kind fail (a read as damaged), faults on or off.
   enum class Kind : uint8_t { kWrite, kRead, kFree, kRaise, kCreate, kDrop };
   void FailNext(Kind kind, uint32_t times) { forced_[kind] = times; }
+  uint64_t ended(Kind kind) { return ended_[kind]; }  // commands, failed ones too
+  // Every segment is read from only, until the next crash.
+  void RetireAll();
 
   const std::map<std::pair<uint32_t, uint32_t>, SimSsdBlock>& blocks() const { return blocks_; }
   const std::map<NamespaceDigest, uint32_t>& epochs() const { return epochs_; }
@@ -89,6 +92,7 @@ class SimSsd : public SsdPort {
   bool faults_ = true;
   uint64_t fault_count_ = 0;
   std::map<Kind, uint32_t> forced_;
+  std::map<Kind, uint64_t> ended_;
   std::map<uint32_t, Segment> segments_;
   uint32_t next_segment_ = 1;
   std::map<Key, SimSsdBlock> blocks_;  // committed

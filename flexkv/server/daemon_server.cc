@@ -132,6 +132,7 @@ struct DaemonServer::Impl {
     metrics.reset();
     admin.reset();
     if (loop != nullptr) loop->Stop();  // before the I/O thread: it asks that one to forget clients
+    if (ssd != nullptr) ssd->Close();   // before the loop's manager, which gives the arena back
     io.reset();
   }
 

@@ -112,7 +112,7 @@ absl::StatusOr<std::unique_ptr<SsdTier>> SsdTier::Open(const SsdTierConfig& conf
   return tier;
 }
 
-SsdTier::~SsdTier() {
+void SsdTier::Close() {
   ForEachAtOnce(ports_.size(), [this](size_t i) { ports_[i]->Close(); });
   memory_.Abandon();
 }

@@ -2,7 +2,8 @@
 // they may use.
 //
 // Life: Open (recovery of all devices at once), then the control thread uses it, then the loop is
-// stopped and its manager gone, then ~SsdTier closes the devices, then the arena may go.
+// stopped, then Close closes the devices, then its manager, and with it the arena, may go: what a
+// device still writes lies in the arena.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +41,10 @@ class SsdTier {
   // device does not work.
   static absl::StatusOr<std::unique_ptr<SsdTier>> Open(const SsdTierConfig& config,
                                                        MemfdSegmentStore* segments);
-  // Commits what was written, within two seconds.
-  ~SsdTier();
+  ~SsdTier() { Close(); }
+  // Commits what was written, within two seconds. From then on no device touches the arena, and
+  // the manager may do nothing but die.
+  void Close();
 
   // Control thread from here on. Both are the manager's.
   SegmentStore* segments() { return &memory_; }

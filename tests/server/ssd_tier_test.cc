@@ -383,6 +383,23 @@ TEST_P(SsdTierTest, ClosingLetsGoOfWhatStillWaits) {
   EXPECT_EQ(port()->TakeRecovery().blocks.size(), 1u) << "accepted writes are committed";
 }
 
+// As in a daemon that ends: what was accepted is written from the arena, so that goes last.
+TEST_P(SsdTierTest, OnceClosedTheArenaGoesAtOnce) {
+  config_.register_memory = false;  // no device knows the memory, so none holds it
+  Open();
+  const SegmentId arena = NewArena();
+  const uint32_t segment = NewSegment();
+  for (uint32_t slot = 0; slot < 6; ++slot) {
+    Fill(Place(arena, slot), slot);
+    ASSERT_TRUE(port()->Write(++tag_, {segment, slot}, Identity(slot), Place(arena, slot)));
+  }
+  tier_->Close();
+  tier_->segments()->Destroy(arena);
+  EXPECT_EQ(segments_->Data(arena), nullptr);
+  Open();
+  EXPECT_EQ(port()->TakeRecovery().blocks.size(), 6u);
+}
+
 TEST_P(SsdTierTest, ADirectoryInUseIsSaidAndTheOthersAreLetGo) {
   AddDirectory("b");
   Open();

@@ -121,7 +121,8 @@ struct CacheManager::Impl {
 
   static constexpr uint32_t kSsdCommandsPerTick = 256;
   static constexpr uint32_t kSsdBlocksForOne = 64;
-  static constexpr uint32_t kSsdLoadPartsAhead = 4;  // of one load, being read
+  static constexpr uint32_t kSsdLoadPartsAhead = 4;      // of one load, being read
+  static constexpr uint64_t kMaxReadsForPrefetch = 256;  // in flight; beyond, nothing is read ahead
   static constexpr TimeNs kPrefetchDelayNs = 2 * kNsPerMs;
 
   Impl(Options o, SegmentStore* s, TransferEngine* t, std::vector<SsdPort*> ssd_ports);
@@ -207,15 +208,27 @@ struct CacheManager::Impl {
   std::optional<SsdSlots::Options> PlanSsd(std::span<const uint64_t> shard_bytes, ClassSsd* ssd);
   SsdIdentity IdentityOf(const ClassState& size_class, const Namespace& ns, SlotId handle) const;
   std::vector<ArenaShard> ShardsOf(const ClassState& size_class, SlotId cpu) const;
+  // Gives a command to its device by `submit(port, tag)`, and remembers it. False: the device takes
+  // no more now; nothing changed.
+  template <typename Submit>
+  bool Issue(const SsdCommand& command, Submit submit) {
+    if (!submit(ssd.devices[command.device].port, ssd.next_command)) return false;
+    ssd.commands.emplace(ssd.next_command++, command);
+    return true;
+  }
   void TickSsd();
   void TakeSsdResults();
   void EndCommand(const SsdCommand& command, const SsdPortResult& result);
-  void EndCreate(const SsdCommand& command, const SsdPortResult& result);
   void EndFree(const SsdCommand& command, const absl::Status& status);
-  void EndDrop(const SsdCommand& command, const absl::Status& status);
   void EndRaise(const SsdCommand& command, const absl::Status& status);
+  void EraseDamaged(ClassState* size_class);
   void SubmitRaises();
   void SubmitFrees(ClassState* size_class);
+
+  // --- ssd_segments.cc
+  void DropUnplaced(uint32_t device, uint32_t segment, uint64_t bytes);
+  void EndCreate(const SsdCommand& command, const SsdPortResult& result);
+  void EndDrop(const SsdCommand& command, const absl::Status& status);
   std::vector<bool> WritableDevices() const;
   uint64_t SsdBytes() const;
   std::vector<ClassShare> SsdShares() const;
@@ -226,7 +239,6 @@ struct CacheManager::Impl {
   void BalanceSsd();
   void DrainSsd(ClassState* size_class);
   void StartDrainSsd(ClassState* size_class, bool closed_only);
-  void EraseDamaged(ClassState* size_class);
 
   // --- ssd_writes.cc
   void QueueWrite(ClassState* size_class, SlotId cpu);

@@ -144,6 +144,7 @@ void CacheManager::Impl::SendParts(Op* op) {
     const bool more = std::count_if(list.begin(), list.end(), open) > 1;
     if (!SubmitPart(op, part.begin, part.end, more).ok()) return;  // tried again in the next tick
     part.state = SsdLoadPart::State::kSent;
+    op->from_ssd->deadline = now + options.ssd.read_timeout_ns;  // it makes progress
   }
 }
 
@@ -173,20 +174,18 @@ BlockRead* CacheManager::Impl::StartRead(ClassState* size_class, SlotId handle, 
   if (ns == nullptr) return nullptr;
   SlotId cpu;
   if (!AllocateForRead(size_class, ahead, &cpu)) return nullptr;
-  const uint32_t device = store.ssd()->DeviceOf(store.ssd()->GroupOf(handle));
-  const uint64_t tag = ssd.next_command;
-  if (!ssd.devices[device].port->Read(tag, store.ssd()->PlaceOf(handle),
-                                      IdentityOf(*size_class, *ns, handle),
-                                      ShardsOf(*size_class, cpu))) {
+  const SsdCommand command{.kind = SsdCommandKind::kRead,
+                           .device = store.ssd()->DeviceOf(store.ssd()->GroupOf(handle)),
+                           .size_class = size_class,
+                           .ssd = handle,
+                           .cpu = cpu};
+  if (!Issue(command, [&](SsdPort* port, uint64_t tag) {
+        return port->Read(tag, store.ssd()->PlaceOf(handle), IdentityOf(*size_class, *ns, handle),
+                          ShardsOf(*size_class, cpu));
+      })) {
     store.slots().Unref(cpu);
     return nullptr;
   }
-  ++ssd.next_command;
-  ssd.commands.emplace(tag, SsdCommand{.kind = SsdCommandKind::kRead,
-                                       .device = device,
-                                       .size_class = size_class,
-                                       .ssd = handle,
-                                       .cpu = cpu});
   ++ssd.reads_in_flight;
   Count(ns, &CacheCounters::ssd_load_blocks, 1);
   BlockRead& read = size_class->ssd.reads[handle.value];
@@ -245,6 +244,8 @@ void CacheManager::Impl::Prefetch() {
     for (SlotId handle : handles) {
       if (size_class->store->InMemory(handle).valid()) continue;
       if (size_class->ssd.reads.contains(handle.value)) continue;
+      // Loads are not to wait behind what only may be needed.
+      if (ssd.reads_in_flight >= kMaxReadsForPrefetch) break;
       if (StartRead(size_class, handle, true) == nullptr) break;
     }
   }

@@ -133,14 +133,7 @@ uint64_t Insert(const Forest& forest, NamespaceId ns, SizeClass* store,
 }  // namespace
 
 void CacheManager::Impl::AdoptSegment(uint32_t device, const SsdSegmentInfo& segment) {
-  const auto drop = [&] {
-    const uint64_t tag = ssd.next_command++;
-    ssd.commands.emplace(tag, SsdCommand{.kind = SsdCommandKind::kDrop,
-                                         .device = device,
-                                         .group = ClassSsd::kNoDrain,
-                                         .bytes = SegmentFileBytes(segment.shape)});
-    if (!ssd.devices[device].port->DropSegment(tag, segment.id)) ssd.commands.erase(tag);
-  };
+  const auto drop = [&] { DropUnplaced(device, segment.id, SegmentFileBytes(segment.shape)); };
   if (segment.state == SegmentState::kUnreadable) return drop();
   absl::StatusOr<ClassState*> size_class =
       ClassFor({segment.shape.shard_bytes.begin(), segment.shape.shard_bytes.end()});

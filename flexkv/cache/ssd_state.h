@@ -1,6 +1,7 @@
 // What the manager keeps of the SSD tier. Private to flexkv/cache.
 //
-//   ssd_devices.cc   commands and results, segments, frees, epochs
+//   ssd_devices.cc   commands and results, frees, epochs
+//   ssd_segments.cc  segments made and given back, blocks that give way
 //   ssd_writes.cc    write-back
 //   ssd_reads.cc     reads into memory: for loads, part by part, and ahead of them
 //   ssd_recovery.cc  what the devices held when they were opened

@@ -75,21 +75,19 @@ bool CacheManager::Impl::StartNextWrite(ClassState* size_class, std::vector<bool
 bool CacheManager::Impl::SubmitWrite(ClassState* size_class, SlotId cpu, Namespace* ns,
                                      SlotId slot) {
   SizeClass& store = *size_class->store;
-  const uint32_t device = store.ssd()->DeviceOf(store.ssd()->GroupOf(slot));
-  const uint64_t tag = ssd.next_command;
-  if (!ssd.devices[device].port->Write(tag, store.ssd()->PlaceOf(slot),
-                                       IdentityOf(*size_class, *ns, cpu),
-                                       ShardsOf(*size_class, cpu))) {
+  const uint64_t bytes = size_class->ssd.shape.record_bytes();
+  const SsdCommand command{.kind = SsdCommandKind::kWrite,
+                           .device = store.ssd()->DeviceOf(store.ssd()->GroupOf(slot)),
+                           .size_class = size_class,
+                           .ssd = slot,
+                           .cpu = cpu,
+                           .bytes = bytes};
+  if (!Issue(command, [&](SsdPort* port, uint64_t tag) {
+        return port->Write(tag, store.ssd()->PlaceOf(slot), IdentityOf(*size_class, *ns, cpu),
+                           ShardsOf(*size_class, cpu));
+      })) {
     return false;
   }
-  ++ssd.next_command;
-  const uint64_t bytes = size_class->ssd.shape.record_bytes();
-  ssd.commands.emplace(tag, SsdCommand{.kind = SsdCommandKind::kWrite,
-                                       .device = device,
-                                       .size_class = size_class,
-                                       .ssd = slot,
-                                       .cpu = cpu,
-                                       .bytes = bytes});
   store.slots().Ref(cpu);
   size_class->ssd.write_states[cpu.index()] = WriteState::kWriting;
   ssd.written.insert(ns->digest);

@@ -26,7 +26,7 @@ struct TrafficRow {
   uint64_t SsdTrafficSnapshot::*field;
 };
 
-constexpr std::array<TierRow, 14> kTierGauges = {{
+constexpr std::array<TierRow, 15> kTierGauges = {{
     {"flexkv_ssd_segments", "Files of blocks on SSD.",
      [](const SsdTierStatus& s) -> uint64_t { return s.segments; }},
     {"flexkv_ssd_closed_segments", "Of those, retired by a failed write and being emptied.",
@@ -42,7 +42,7 @@ constexpr std::array<TierRow, 14> kTierGauges = {{
      [](const SsdTierStatus& s) { return s.writes_waiting; }},
     {"flexkv_ssd_writes_in_flight", "Blocks being written.",
      [](const SsdTierStatus& s) { return s.writes_in_flight; }},
-    {"flexkv_ssd_reads_waiting", "Blocks that wait to be read.",
+    {"flexkv_ssd_reads_waiting", "Loads that wait for a device or for room in memory.",
      [](const SsdTierStatus& s) { return s.reads_waiting; }},
     {"flexkv_ssd_reads_in_flight", "Blocks being read.",
      [](const SsdTierStatus& s) { return s.reads_in_flight; }},
@@ -52,6 +52,8 @@ constexpr std::array<TierRow, 14> kTierGauges = {{
      [](const SsdTierStatus& s) { return s.recovered_blocks; }},
     {"flexkv_ssd_orphaned_blocks", "Of those, without a parent.",
      [](const SsdTierStatus& s) { return s.orphaned_blocks; }},
+    {"flexkv_ssd_damaged_blocks", "Blocks that did not read back and are still in the index.",
+     [](const SsdTierStatus& s) { return s.damaged_blocks; }},
     {"flexkv_ssd_out_of_space", "1 when a segment could not be made a moment ago.",
      [](const SsdTierStatus& s) -> uint64_t { return s.out_of_space ? 1 : 0; }},
 }};

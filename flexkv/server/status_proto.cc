@@ -109,6 +109,7 @@ void Fill(const SsdTierStatus& from, admin::v1::SsdTier* to) {
   to->set_recovered_blocks(from.recovered_blocks);
   to->set_orphaned_blocks(from.orphaned_blocks);
   to->set_out_of_space(from.out_of_space);
+  to->set_damaged_blocks(from.damaged_blocks);
 }
 
 void Fill(const SsdTrafficSnapshot& from, admin::v1::SsdTraffic* to) {

@@ -83,9 +83,10 @@ void AddSsd(const StatusReply& status, std::string* out) {
       t.out_of_space() ? "; NO SPACE for more" : "");
   absl::StrAppendFormat(
       out,
-      "            %d blocks (%d in memory too) in %d of %d slots; recovered %d, orphaned %d\n",
-      t.blocks(), t.copies_in_memory(), t.used_slots(), t.slots(), t.recovered_blocks(),
-      t.orphaned_blocks());
+      "            %d blocks (%d in memory too, %d damaged) in %d of %d slots; recovered %d, "
+      "orphaned %d\n",
+      t.blocks(), t.copies_in_memory(), t.damaged_blocks(), t.used_slots(), t.slots(),
+      t.recovered_blocks(), t.orphaned_blocks());
   absl::StrAppendFormat(
       out,
       "            loaded %d blocks (%d failed), written %d (%d failed, %d skipped), evicted %d\n",

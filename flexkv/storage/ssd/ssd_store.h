@@ -78,8 +78,8 @@ struct SsdResult {
   // free. kRead: OK = these bytes were written for exactly this identity. NotFound: no committed
   // block, or another one, at that place. DataLoss: the device's bytes do not verify. Unavailable:
   // I/O error. kFree: OK = the place may be written again; Unavailable = never again (quarantined,
-  // retired). kRaiseEpoch: OK = durable in every segment that can still be written;
-  // Unavailable: in none, or more than 1024 namespaces have one.
+  // retired). kRaiseEpoch: OK = durable, in one segment at least (recovery takes the
+  // highest of all). Unavailable: in none, or more than 1024 namespaces have one.
   absl::Status status;
 };
 

@@ -60,8 +60,10 @@ bool CacheManager::Impl::Evict(ClassState* size_class) {
   const bool keep_copies = options.ssd.admission == SsdAdmission::kSecondTouch;
   NamespaceId owner = 0;
   bool evicted = store.EvictOne(keep_copies, &owner);
-  // Blocks that are only in memory may all have descendants on an SSD: those go first then.
-  for (uint32_t i = 0; !evicted && i < kSsdBlocksForOne && store.resident(Tier::kCpu) > 0; ++i) {
+  // Blocks that are only in memory may all have descendants on an SSD: those go first then. But not
+  // while memory is only held by writes that will end: what is on disk would be lost in vain.
+  const bool stuck = ssd.write_bytes_in_flight == 0 && store.resident(Tier::kCpu) > 0;
+  for (uint32_t i = 0; stuck && !evicted && i < kSsdBlocksForOne; ++i) {
     if (!store.EvictFromSsd(&owner)) break;
     Count(NamespaceById(owner), &CacheCounters::ssd_evicted_blocks, 1);
     evicted = store.EvictOne(keep_copies, &owner);

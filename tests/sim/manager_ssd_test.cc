@@ -192,6 +192,30 @@ TEST_F(ManagerSsdTest, HoldsMoreThanMemoryAndLoadsMoreThanMemory) {
   EXPECT_EQ(DoneOf(key)->ok_blocks, 200u);
 }
 
+// Evicting what is on disk frees no memory while writes hold it.
+TEST_F(ManagerSsdTest, MemoryFullOfWritesCostsNothingOnDisk) {
+  options_.ssd.cache_bytes = 2000 * (kBlock + 4096);
+  options_.ssd.segment_bytes = 200 * (kBlock + 4096);
+  const EngineHandle engine = Start();
+  Put(engine, Chain(1, 10));
+  Settle();
+  ASSERT_EQ(manager_->status().ssd.blocks, 10u);
+  const std::vector<BlockHash> leased = Chain(2, 4);
+  Put(engine, leased);
+  device_->Drain();
+  Tick();
+  ASSERT_TRUE(manager_->Lookup(engine, 500, 0, leased, now_).ok());
+  for (uint64_t document = 3; document < 20; ++document) {
+    Put(engine, Chain(document, 10));
+    device_->Drain();
+    Tick();
+  }
+  EXPECT_GT(manager_->status().ssd.writes_in_flight, 40u);
+  Settle();
+  EXPECT_EQ(manager_->status().counters.ssd_evicted_blocks, 0u);
+  EXPECT_EQ(Hits(engine, Chain(1, 10)), 10u);
+}
+
 TEST_F(ManagerSsdTest, AResetIsAnsweredWhenTheDevicesNotedIt) {
   AddSsd();
   EngineHandle engine = Start();

@@ -149,8 +149,8 @@ TEST_F(SsdFaultsTest, SpaceComesAndGoes) {
 // Here most loads need the SSD: those that it fails are misses, and only those.
 TEST_F(SsdFaultsTest, ErrorsOfTheDiskAreMisses) {
   StartDaemon(dir_.path() + "/ssd", "4MiB",
-              "disk.eio_read:40:1,disk.flip_read:40:2,disk.eio_write:200:3,disk.sync_error:400:4,"
-              "disk.short_read:40:5,disk.short_write:200:6");
+              "disk.eio_read:40:1,disk.flip_read:40:2,disk.eio_write:2000:3,disk.sync_error:1000:4,"
+              "disk.short_read:40:5,disk.short_write:2000:6");
   StartClient();
   for (int i = 0; i < 20 && client_->counts().loads_failed < 5; ++i) Work(500 * kSlower);
   const admin::v1::StatusReply status = Status();

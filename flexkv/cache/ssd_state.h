@@ -57,7 +57,6 @@ struct SsdCommand {
   uint32_t group = 0;  // of kDrop
   uint64_t bytes = 0;  // of kWrite; of kCreate and kDrop: the segment's files
   uint64_t reset = 0;  // of kRaiseEpoch
-  TimeNs since = 0;
 };
 
 // A block on its way from a device into a CPU slot, and the positions of loads that wait for it.

@@ -1,4 +1,4 @@
-"""A real vLLM over the SSD tier: a CPU tier too small for the work, kill -9 of daemon and engine, bytes flipped at rest.
+"""A real vLLM over the SSD tier: a CPU tier too small for the work, kill -9 of daemon and engine, bytes flipped.
 
 Whatever happens, greedy tokens equal those of a plain engine; and what was written is used again.
 """

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -107,7 +108,7 @@ TEST_F(SsdDaemonTest, AnIncompleteEngineHearsNothingOfAClear) {
 TEST(AdminClearTest, AnswersSayWhatADeviceDidNotNote) {
   using State = ClearAnswer::State;
   const TempDir dir;
-  State state = State::kDone;
+  std::atomic<State> state = State::kDone;  // read on a thread of the server's
   AdminCallbacks callbacks;
   callbacks.snapshot = [] { return std::nullopt; };
   callbacks.clear = [&](const std::string&) { return ClearAnswer{state, 3}; };

@@ -23,16 +23,12 @@ uint32_t PlanSlots(SsdShape shape, const SsdTierOptions& options, uint64_t devic
     slots = std::max<uint64_t>(1, blocks / segments);
   }
   for (shape.slots = static_cast<uint32_t>(slots); shape.slots > 0; shape.slots /= 2) {
-    if (SegmentFileBytes(shape) <= per_device) break;
+    if (ssd::SegmentFileBytes(shape) <= per_device) break;
   }
   return shape.slots;
 }
 
 }  // namespace
-
-uint64_t SegmentFileBytes(const SsdShape& shape) {
-  return shape.segment_bytes() + 2ull * ssd::RegionPages(shape.slots) * ssd::kPageBytes;
-}
 
 // --- set-up --------------------------------------------------------------------------------------
 
@@ -54,7 +50,7 @@ void CacheManager::Impl::OpenSsd(std::vector<SsdPort*> ports) {
       }
     }
     for (const SsdSegmentInfo& segment : found.segments) {
-      device.bytes += SegmentFileBytes(segment.shape);
+      device.bytes += ssd::SegmentFileBytes(segment.shape);
       ssd.unread |= segment.state == SegmentState::kUnreadable || segment.damaged_records > 0;
     }
     ssd.devices.push_back(device);
@@ -83,10 +79,10 @@ std::optional<SsdSlots::Options> CacheManager::Impl::PlanSsd(std::span<const uin
     }
   }
   if (shape.slots > 0) {
-    const uint64_t by_bytes = options.ssd.cache_bytes / SegmentFileBytes(shape);
+    const uint64_t by_bytes = options.ssd.cache_bytes / ssd::SegmentFileBytes(shape);
     const uint64_t by_blocks = options.ssd.num_blocks / shape.slots;
     groups += devices + (options.ssd.cache_bytes > 0 ? by_bytes : by_blocks);
-    plan->segment_file_bytes = SegmentFileBytes(shape);
+    plan->segment_file_bytes = ssd::SegmentFileBytes(shape);
   }
   groups = std::min<uint64_t>(groups, SlotId::kMaxIndex / 2 / stride);
   if (groups == 0) return std::nullopt;

@@ -10,6 +10,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/hash/hash.h"
 #include "flexkv/cache/manager_state.h"
+#include "flexkv/storage/ssd/ssd_format.h"
 
 namespace flexkv {
 namespace {
@@ -133,7 +134,7 @@ uint64_t Insert(const Forest& forest, NamespaceId ns, SizeClass* store,
 }  // namespace
 
 void CacheManager::Impl::AdoptSegment(uint32_t device, const SsdSegmentInfo& segment) {
-  const auto drop = [&] { DropUnplaced(device, segment.id, SegmentFileBytes(segment.shape)); };
+  const auto drop = [&] { DropUnplaced(device, segment.id, ssd::SegmentFileBytes(segment.shape)); };
   if (segment.state == SegmentState::kUnreadable) return drop();
   absl::StatusOr<ClassState*> size_class =
       ClassFor({segment.shape.shard_bytes.begin(), segment.shape.shard_bytes.end()});
@@ -141,7 +142,7 @@ void CacheManager::Impl::AdoptSegment(uint32_t device, const SsdSegmentInfo& seg
   if (slots == nullptr) return drop();
   const std::optional<uint32_t> group = slots->AddGroup(device, segment.id, segment.shape.slots);
   if (!group.has_value()) return drop();
-  (*size_class)->ssd.bytes += SegmentFileBytes(segment.shape);
+  (*size_class)->ssd.bytes += ssd::SegmentFileBytes(segment.shape);
   for (uint32_t slot : segment.unusable) {
     if (slot >= segment.shape.slots) continue;
     slots->Occupy(slots->SlotAt(*group, slot));

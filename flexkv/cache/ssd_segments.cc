@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "flexkv/cache/manager_state.h"
+#include "flexkv/storage/ssd/ssd_format.h"
 
 namespace flexkv {
 namespace {
@@ -164,7 +165,7 @@ void CacheManager::Impl::DrainSsd(ClassState* size_class) {
                            .device = slots.DeviceOf(state.draining),
                            .size_class = size_class,
                            .group = state.draining,
-                           .bytes = SegmentFileBytes(shape)};
+                           .bytes = ssd::SegmentFileBytes(shape)};
   state.dropping = Issue(command, [&](SsdPort* port, uint64_t tag) {
     return port->DropSegment(tag, slots.SegmentOf(state.draining));
   });

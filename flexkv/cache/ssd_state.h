@@ -22,9 +22,6 @@ namespace flexkv {
 
 struct ClassState;
 
-// What the files of a segment take of a device.
-uint64_t SegmentFileBytes(const SsdShape& shape);
-
 // Doubles with every failure up to a limit; over with the first success.
 struct BackOff {
   static constexpr TimeNs kFirstNs = kNsPerSecond;

@@ -1,6 +1,5 @@
 #include "perf/ring/daemon_match.h"
 
-#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -16,24 +15,13 @@
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/thread_setup.h"
 #include "perf/bench_util.h"
+#include "perf/daemon/daemon_process.h"
 
 namespace flexkv::bench {
 namespace {
 
 constexpr uint32_t kTokensPerBlock = 16;
 constexpr uint32_t kBlockBytes = 4096;
-
-std::string FindDaemon(const std::string& given) {
-  if (!given.empty()) return given;
-  char self[PATH_MAX] = {};
-  if (readlink("/proc/self/exe", self, sizeof(self) - 1) > 0) {
-    const std::filesystem::path build =
-        std::filesystem::path(self).parent_path().parent_path().parent_path();
-    const std::filesystem::path beside = build / "flexkv" / "server" / "flexkvd";
-    if (std::filesystem::exists(beside)) return beside.string();
-  }
-  return "flexkvd";
-}
 
 }  // namespace
 

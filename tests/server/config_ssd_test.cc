@@ -19,6 +19,7 @@
 #include "flexkv/storage/ssd/ssd_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/server/config_cases.h"
 
 namespace flexkv {
 namespace {
@@ -26,24 +27,9 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr ConfigContext kContext{100ull << 30, 1000};
-
-struct ErrorCase {
-  const char* json;
-  const char* key;  // the message starts with it
-  const char* contains;
-};
-
 class SsdConfigErrorTest : public testing::TestWithParam<ErrorCase> {};
 
-TEST_P(SsdConfigErrorTest, OneClearLine) {
-  const absl::StatusOr<DaemonConfig> config = ParseConfig(GetParam().json, kContext);
-  ASSERT_FALSE(config.ok()) << GetParam().json;
-  const std::string message(config.status().message());
-  EXPECT_EQ(message.find('\n'), std::string::npos);
-  EXPECT_EQ(message.rfind(GetParam().key, 0), 0u) << message;
-  EXPECT_THAT(message, HasSubstr(GetParam().contains));
-}
+TEST_P(SsdConfigErrorTest, OneClearLine) { ExpectOneClearLine(GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(
     Table, SsdConfigErrorTest,
@@ -93,7 +79,7 @@ TEST(SsdConfigTest, EveryKeyIsReadAndPrintedBack) {
           "num_ssd_blocks": 12, "ssd_segment_bytes": "256MiB", "ssd_cache_iouring_entries": 128,
           "ssd_backend": "threads", "ssd_write_budget": "200MB/s",
           "ssd_admission": "second_touch"})",
-      kContext);
+      kConfigContext);
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_TRUE(config->ssd.enabled);
   EXPECT_THAT(config->ssd.directories, ElementsAre("/b", "/c"));
@@ -106,25 +92,26 @@ TEST(SsdConfigTest, EveryKeyIsReadAndPrintedBack) {
   EXPECT_EQ(config->ssd.write_bytes_per_s, 200'000'000u);
   EXPECT_EQ(config->ssd.admission, SsdAdmission::kSecondTouch);
   const std::string printed = ConfigToJson(*config);
-  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kContext);
+  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kConfigContext);
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(ConfigToJson(*again), printed);
 }
 
 TEST(SsdConfigTest, DefaultsAndWhatMeansThem) {
-  const absl::StatusOr<DaemonConfig> plain = ParseConfig("{}", kContext);
+  const absl::StatusOr<DaemonConfig> plain = ParseConfig("{}", kConfigContext);
   ASSERT_TRUE(plain.ok());
   EXPECT_FALSE(plain->ssd.enabled);
   for (const char* text :
        {R"({"ssd_cache_bytes": 0, "ssd_cache_iouring_entries": 0, "num_ssd_blocks": 0})",
         R"({"ssd_cache_bytes": null, "ssd_backend": null, "ssd_write_budget": 0})",
         R"({"ssd_cache_bytes": "50%", "ssd_write_budget": "0"})"}) {
-    const absl::StatusOr<DaemonConfig> config = ParseConfig(text, kContext);
+    const absl::StatusOr<DaemonConfig> config = ParseConfig(text, kConfigContext);
     ASSERT_TRUE(config.ok()) << config.status();
     EXPECT_EQ(ConfigToJson(*config), ConfigToJson(*plain)) << text;
   }
   // A directory alone switches nothing on.
-  const absl::StatusOr<DaemonConfig> off = ParseConfig(R"({"ssd_cache_dir": "/x"})", kContext);
+  const absl::StatusOr<DaemonConfig> off =
+      ParseConfig(R"({"ssd_cache_dir": "/x"})", kConfigContext);
   ASSERT_TRUE(off.ok());
   EXPECT_FALSE(off->ssd.enabled);
 }
@@ -132,7 +119,7 @@ TEST(SsdConfigTest, DefaultsAndWhatMeansThem) {
 TEST(SsdConfigTest, PercentagesArePrintedAsTheyWere) {
   for (const char* percent : {"12.5%", "100%", "33.333333333333336%"}) {
     const absl::StatusOr<DaemonConfig> config =
-        ParseConfig(absl::StrCat(R"({"ssd_cache_bytes": ")", percent, "\"}"), kContext);
+        ParseConfig(absl::StrCat(R"({"ssd_cache_bytes": ")", percent, "\"}"), kConfigContext);
     ASSERT_TRUE(config.ok()) << config.status();
     EXPECT_EQ(config->ssd.cache_bytes, 0u);
     EXPECT_THAT(ConfigToJson(*config), HasSubstr(absl::StrCat("\"", percent, "\"")));

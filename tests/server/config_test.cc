@@ -7,31 +7,16 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/server/config_cases.h"
 
 namespace flexkv {
 namespace {
 
 using testing::HasSubstr;
 
-constexpr ConfigContext kContext{100ull << 30, 1000};
-
-struct ErrorCase {
-  const char* json;
-  const char* key;  // the message starts with it
-  const char* contains;
-};
-
 class ConfigErrorTest : public testing::TestWithParam<ErrorCase> {};
 
-TEST_P(ConfigErrorTest, OneClearLine) {
-  const absl::StatusOr<DaemonConfig> config = ParseConfig(GetParam().json, kContext);
-  ASSERT_FALSE(config.ok()) << GetParam().json;
-  EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
-  const std::string message(config.status().message());
-  EXPECT_EQ(message.find('\n'), std::string::npos);
-  EXPECT_EQ(message.rfind(GetParam().key, 0), 0u) << message;
-  EXPECT_THAT(message, HasSubstr(GetParam().contains));
-}
+TEST_P(ConfigErrorTest, OneClearLine) { ExpectOneClearLine(GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(
     Table, ConfigErrorTest,
@@ -97,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{R"({"metrics": "127.0.0.1:99999"})", "metrics", "HOST:PORT"}));
 
 TEST(ConfigTest, DefaultsAreAQuarterOfMemoryAndTheOwnUser) {
-  const absl::StatusOr<DaemonConfig> config = ParseConfig("{}", kContext);
+  const absl::StatusOr<DaemonConfig> config = ParseConfig("{}", kConfigContext);
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->cpu_cache_bytes, 25ull << 30);
   EXPECT_EQ(config->allowed_uids, std::vector<uid_t>{1000});
@@ -108,7 +93,7 @@ TEST(ConfigTest, BothFormsAndUnitsAreRead) {
        {R"({"cpu_cache_bytes": "10GB", "evict_ratio": 0})",
         R"({"cache_config": {"cpu_cache_bytes": 10000000000, "evict_ratio": 0.0}})",
         R"({"cpu_cache_bytes": "10 gb", /* a comment */ "evict_ratio": 0})"}) {
-    const absl::StatusOr<DaemonConfig> config = ParseConfig(text, kContext);
+    const absl::StatusOr<DaemonConfig> config = ParseConfig(text, kConfigContext);
     ASSERT_TRUE(config.ok()) << text << config.status();
     EXPECT_EQ(config->cpu_cache_bytes, 10000000000u);
     EXPECT_EQ(config->evict_ratio, 0);
@@ -121,7 +106,7 @@ TEST(ConfigTest, OffValuesOfOtherBuildsAreAccepted) {
           R"({"enable_ssd": false, "num_ssd_blocks": 0, "ssd_cache_dir": "", "ssd_cache_bytes": null,
               "ssd_cache_iouring_entries": 0, "enable_remote": false, "trace_file_path": null,
               "tokens_per_block": 0})",
-          kContext)
+          kConfigContext)
           .ok());
 }
 
@@ -129,10 +114,10 @@ TEST(ConfigTest, WhatIsPrintedIsReadBack) {
   const absl::StatusOr<DaemonConfig> config =
       ParseConfig(R"({"cpu_cache_bytes": "3GiB", "num_cpu_blocks": 77, "allowed_uids": [1000, 1001],
                       "metrics": "127.0.0.1:0", "spin_us": 0})",
-                  kContext);
+                  kConfigContext);
   ASSERT_TRUE(config.ok()) << config.status();
   const std::string printed = ConfigToJson(*config);
-  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kContext);
+  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kConfigContext);
   ASSERT_TRUE(again.ok()) << again.status() << printed;
   EXPECT_EQ(ConfigToJson(*again), printed);
   EXPECT_EQ(again->num_cpu_blocks, 77u);
@@ -150,9 +135,9 @@ TEST(ConfigTest, EveryExampleRunsAsItIs) {
 }
 
 TEST(ConfigTest, FilesThatCannotBeReadAreNamed) {
-  EXPECT_THAT(std::string(ReadConfigFile("/no/such.json", kContext).status().message()),
+  EXPECT_THAT(std::string(ReadConfigFile("/no/such.json", kConfigContext).status().message()),
               HasSubstr("/no/such.json"));
-  EXPECT_FALSE(ReadConfigFile("/tmp", kContext).ok());
+  EXPECT_FALSE(ReadConfigFile("/tmp", kConfigContext).ok());
 }
 
 }  // namespace

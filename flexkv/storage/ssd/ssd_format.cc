@@ -158,6 +158,9 @@ uint32_t CheckpointPages(uint32_t slots) {
 }
 
 uint32_t RegionPages(uint32_t slots) { return 1 + 2 * CheckpointPages(slots); }
+uint64_t SegmentFileBytes(const SsdShape& shape) {
+  return shape.segment_bytes() + 2ull * RegionPages(shape.slots) * kPageBytes;
+}
 
 bool IsBlank(const std::byte* page) {
   return std::all_of(page, page + kPageBytes, [](std::byte byte) { return byte == std::byte{}; });

@@ -44,6 +44,8 @@ bool ShapeIsValid(const SsdShape& shape);
 // Pages of a log region for that many slots: header, a checkpoint of all slots, as much to append.
 uint32_t CheckpointPages(uint32_t slots);
 uint32_t RegionPages(uint32_t slots);
+// What the two files of a segment take: its slots, and two log regions.
+uint64_t SegmentFileBytes(const SsdShape& shape);
 
 struct Superblock {
   StoreId store{};

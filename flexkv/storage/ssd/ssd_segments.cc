@@ -98,7 +98,7 @@ absl::StatusOr<uint32_t> CreateSegment(StoreState* state, const SsdShape& shape)
   auto segment = std::make_unique<Segment>();
   segment->SetShape(shape);
   segment->slots.Reset(shape.slots, 0);
-  const uint64_t bytes = shape.segment_bytes() + 2 * segment->RegionOffset(1);
+  const uint64_t bytes = SegmentFileBytes(shape);
   if (!state->HasRoomFor(bytes)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("a segment of ", bytes, " bytes does not fit: ", state->stats.file_bytes,

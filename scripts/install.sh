@@ -4,10 +4,11 @@
 source "$(dirname "$0")/common.sh"
 
 PACKAGES=(
-  build-essential ccache clang clang-format clang-tidy cmake fio git libclang-rt-14-dev ninja-build pkg-config
+  build-essential ccache chromium clang clang-format clang-tidy cmake fio git libclang-rt-14-dev ninja-build pkg-config
   python3 python3-dev python3-venv
-  libabsl-dev libbenchmark-dev libcli11-dev libcpp-httplib-dev libgmock-dev libgrpc++-dev libgtest-dev libnuma-dev
-  libprotobuf-dev libspdlog-dev libssl-dev liburing-dev libxxhash-dev nlohmann-json3-dev protobuf-compiler protobuf-compiler-grpc
+  libabsl-dev libbenchmark-dev libcli11-dev libcpp-httplib-dev libgmock-dev libgrpc++-dev libgtest-dev libjs-chart.js libnuma-dev
+  libprotobuf-dev libspdlog-dev libssl-dev liburing-dev libxxhash-dev libzstd-dev nlohmann-json3-dev protobuf-compiler protobuf-compiler-grpc
+  zlib1g-dev
 )
 # vLLM's CPU wheel pins a torch build of its own index; the override takes the ordinary one.
 OVERRIDES="torch==2.13.0"

@@ -1,4 +1,4 @@
-#include "flexkv/server/ssd_report.h"
+#include "flexkv/cli/ssd_report.h"
 
 #include <nlohmann/json.hpp>
 

@@ -1,4 +1,4 @@
-#include "flexkv/server/ssd_command.h"
+#include "flexkv/cli/ssd_command.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -9,7 +9,7 @@
 
 #include "flexkv/base/clock.h"
 #include "flexkv/base/fault.h"
-#include "flexkv/server/ssd_report.h"
+#include "flexkv/cli/ssd_report.h"
 #include "flexkv/storage/ssd/ssd_verify.h"
 
 namespace flexkv {

@@ -6,10 +6,10 @@
 #include <memory>
 #include <string>
 
+#include "flexkv/cli/ssd_command.h"
 #include "flexkv/server/admin_client.h"
 #include "flexkv/server/metrics_server.h"
 #include "flexkv/server/socket_dir.h"
-#include "flexkv/server/ssd_command.h"
 #include "flexkv/server/status_text.h"
 
 namespace flexkv {

@@ -82,10 +82,13 @@ absl::StatusOr<ClassState*> CacheManager::Impl::ClassFor(const std::vector<uint6
     return absl::InvalidArgumentError(
         absl::StrCat("one block is larger than the cache of ", budget_bytes, " bytes"));
   }
+  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy =
+      NewEvictionPolicy(options.eviction_policy, options.objective);
+  if (!policy.ok()) return policy.status();
   auto made = std::make_unique<ClassState>();
   std::optional<SsdSlots::Options> ssd_slots = PlanSsd(shard_bytes, &made->ssd);
   made->store = std::make_unique<SizeClass>(shard_bytes, *std::move(geometry), ssd_slots,
-                                            options.make_policy(), segments);
+                                            *std::move(policy), segments);
   classes.push_back(std::move(made));
   return classes.back().get();
 }
@@ -259,11 +262,11 @@ void CacheManager::DetachEngine(EngineHandle engine, TimeNs now) {
 
 absl::StatusOr<LookupAnswer> CacheManager::Lookup(EngineHandle engine, RequestKey request,
                                                   uint32_t first, std::span<const BlockHash> suffix,
-                                                  TimeNs now) {
+                                                  TimeNs now, RequestHint hint) {
   impl_->Advance(now);
   Engine* found = impl_->FindEngine(engine);
   if (found == nullptr) return UnknownEngine();
-  return impl_->Lookup(found, request, first, suffix);
+  return impl_->Lookup(found, request, first, suffix, hint);
 }
 
 absl::Status CacheManager::Load(EngineHandle engine, RequestKey request, OpKey key, LeaseId lease,

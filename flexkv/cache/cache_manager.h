@@ -25,7 +25,8 @@
 #include "absl/status/statusor.h"
 #include "flexkv/base/clock.h"
 #include "flexkv/base/ids.h"
-#include "flexkv/index/eviction_policy.h"
+#include "flexkv/base/request_hint.h"
+#include "flexkv/index/policies.h"
 #include "flexkv/storage/segment_store.h"
 #include "flexkv/storage/ssd/ssd_port.h"
 #include "flexkv/transfer/transfer_engine.h"
@@ -69,8 +70,8 @@ struct CacheManagerOptions {
   TimeNs empty_group_keep_ns =
       10 * kNsPerSecond;  // an empty group beyond the first is given back after that time
   SsdTierOptions ssd;     // of no effect without devices
-  // Makes the eviction policy of a new size class.
-  std::unique_ptr<EvictionPolicy> (*make_policy)() = &MakeLruPolicy;
+  std::string eviction_policy{kDefaultPolicy};               // a name of NewEvictionPolicy
+  EvictionObjective objective = EvictionObjective::kTokens;  // for policies that weigh it
 };
 
 struct EngineSpec {
@@ -176,7 +177,8 @@ class CacheManager {
 
   // --- engines ----------------------------------------------------------------------------------
   // InvalidArgument: bad spec, or a block larger than the budget. ResourceExhausted: too many
-  // engines. Creates the namespace and the size class as needed.
+  // engines. Creates the namespace and the size class as needed. InvalidArgument too when there is
+  // no policy of the name in the options.
   absl::StatusOr<EngineHandle> AttachEngine(const EngineSpec& spec, TimeNs now);
   // Leases and requests end at once; ops in flight keep their slots until the TransferEngine
   // reports them (the owner makes the executor fail ops of dead processes). No more events for this
@@ -187,9 +189,12 @@ class CacheManager {
   // `suffix` are the request's block hashes from position `first` on; earlier ones must be known
   // from an earlier call of the same request. Extends the request's chain, matches all of it,
   // leases the ready prefix (an older lease of the request is replaced). InvalidArgument: gap,
-  // chain too long, unknown engine. ResourceExhausted: too many requests.
+  // chain too long, unknown engine. ResourceExhausted: too many requests. A known `hint` stays with
+  // the request, for its puts too, until a later one replaces it. However often a request looks a
+  // block up, it counts as one use.
   absl::StatusOr<LookupAnswer> Lookup(EngineHandle engine, RequestKey request, uint32_t first,
-                                      std::span<const BlockHash> suffix, TimeNs now);
+                                      std::span<const BlockHash> suffix, TimeNs now,
+                                      RequestHint hint = {});
   // Launches the load of blocks [first, first + count) of the request's chain under its lease and
   // trims the lease to first + count. Each rank's agent gets an op whose engine_index counts from 0
   // at `first`. The lease now has no deadline and ends with the last load under it; the load keeps

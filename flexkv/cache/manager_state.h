@@ -61,6 +61,8 @@ struct Request {
   RequestKey key = 0;
   Engine* engine = nullptr;
   std::vector<BlockHash> chain;
+  uint32_t touched = 0;  // leading blocks of the chain that its lookups have found so far
+  RequestHint hint;
   Lease lease;
   Request* older = nullptr;  // list of leases with a deadline, by deadline
   Request* newer = nullptr;
@@ -152,7 +154,8 @@ struct CacheManager::Impl {
   absl::StatusOr<Request*> ExtendOrCreate(Engine* engine, RequestKey key, uint32_t first,
                                           std::span<const BlockHash> suffix);
   absl::StatusOr<LookupAnswer> Lookup(Engine* engine, RequestKey key, uint32_t first,
-                                      std::span<const BlockHash> suffix);
+                                      std::span<const BlockHash> suffix, RequestHint hint);
+  BlockAccess AccessOf(const Request& request) const;
   PrefixMatch WithoutDamaged(const ClassState& size_class, PrefixMatch match) const;
   uint32_t WarmBlocks(const ClassState& size_class, const Lease& lease);
   void EndLease(Request* request);
@@ -181,8 +184,8 @@ struct CacheManager::Impl {
                                 std::span<const BlockHash> suffix);
   PutPlan PlanPutOf(Engine* engine, std::span<const BlockHash> chain, uint32_t first,
                     uint32_t count);
-  uint32_t LaunchPut(Engine* engine, OpKey key, std::span<const BlockHash> chain, uint32_t first,
-                     const PutPlan& plan);
+  uint32_t LaunchPut(const Request& request, OpKey key, std::span<const BlockHash> chain,
+                     uint32_t first, const PutPlan& plan);
   void TakeCompletions();
   void EndPart(uint64_t tag);
   void FinishOp(uint64_t id);

@@ -64,6 +64,7 @@ absl::Status CacheManager::Impl::Extend(Request* request, uint32_t first,
     return absl::ResourceExhaustedError("too many blocks in chains");
   }
   if (keep < chain.size() && request->lease.blocks > keep) EndLease(request);
+  request->touched = static_cast<uint32_t>(std::min<size_t>(request->touched, keep));
   chain.resize(keep);
   chain.insert(chain.end(), suffix.begin() + known, suffix.end());
   request->engine->chain_blocks = others + chain.size();
@@ -84,14 +85,17 @@ absl::StatusOr<Request*> CacheManager::Impl::ExtendOrCreate(Engine* engine, Requ
 
 absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestKey key,
                                                         uint32_t first,
-                                                        std::span<const BlockHash> suffix) {
+                                                        std::span<const BlockHash> suffix,
+                                                        RequestHint hint) {
   absl::StatusOr<Request*> found = ExtendOrCreate(engine, key, first, suffix);
   if (!found.ok()) return found.status();
   Request* request = *found;
+  if (hint.known()) request->hint = hint;
   EndLease(request);
   RadixTree& tree = engine->size_class->store->tree();
-  const PrefixMatch match =
-      WithoutDamaged(*engine->size_class, tree.Match(engine->ns->id, request->chain));
+  const PrefixMatch match = WithoutDamaged(
+      *engine->size_class, tree.Match(engine->ns->id, request->chain, {}, AccessOf(*request)));
+  request->touched = std::max(request->touched, match.num_blocks);
   Count(engine->ns, &CacheCounters::lookups, 1);
   Count(engine->ns, &CacheCounters::lookup_blocks, request->chain.size());
   Count(engine->ns, &CacheCounters::matched_blocks, match.num_blocks);
@@ -109,6 +113,13 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   if (warm < lease.blocks)
     ssd.hints.push_back({engine->handle, key, lease.id, now + kPrefetchDelayNs});
   return LookupAnswer{.matched_blocks = match.num_blocks, .warm_blocks = warm, .lease = lease.id};
+}
+
+BlockAccess CacheManager::Impl::AccessOf(const Request& request) const {
+  return BlockAccess{.now = now,
+                     .hint = request.hint,
+                     .chain_blocks = static_cast<uint32_t>(request.chain.size()),
+                     .touched_before = request.touched};
 }
 
 // How many blocks from the root on need no SSD.
@@ -176,6 +187,8 @@ void CacheManager::Impl::Retire(std::unique_ptr<Request> request) {
   if (spare_requests.size() >= kSpareRequests || request->chain.capacity() > kSpareChainBlocks)
     return;
   request->chain.clear();
+  request->touched = 0;
+  request->hint = RequestHint{};
   request->engine = nullptr;
   spare_requests.push_back(std::move(request));
 }

@@ -161,8 +161,8 @@ void SizeClass::SegmentsOf(uint32_t rank, std::vector<SegmentId>* segments) cons
 }
 
 absl::Status SizeClass::Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
-                               std::span<const SlotId> slots) {
-  if (absl::Status status = tree_->InsertPending(ns, chain, first, slots); !status.ok())
+                               std::span<const SlotId> slots, const BlockAccess& access) {
+  if (absl::Status status = tree_->InsertPending(ns, chain, first, slots, access); !status.ok())
     return status;
   for (SlotId slot : slots) {
     SetOwner(slot, ns);

@@ -79,7 +79,7 @@ class SizeClass {
   // --- blocks -----------------------------------------------------------------------------------
   // Adds pending blocks (slots already allocated, one reference each for residency).
   absl::Status Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
-                      std::span<const SlotId> slots);
+                      std::span<const SlotId> slots, const BlockAccess& access = {});
   // Drops a block and its subtree. Ignores slots the tree does not hold. Returns how many left the
   // tree.
   uint32_t Erase(SlotId slot);

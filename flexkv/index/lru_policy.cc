@@ -7,9 +7,9 @@ namespace {
 
 class LruPolicy final : public EvictionPolicy {
  public:
-  void BeginAccess() override { ++sequence_; }
-  void OnInsert(std::span<PolicyWord> words, uint32_t /*first_depth*/) override {
-    std::fill(words.begin(), words.end(), sequence_);
+  void BeginAccess(const BlockAccess& /*access*/) override { ++sequence_; }
+  void OnInsert(const InsertedRun& run) override {
+    std::fill(run.words.begin(), run.words.end(), sequence_);
   }
   void OnTouch(std::span<PolicyWord> words, uint32_t /*first_depth*/) override {
     std::fill(words.begin(), words.end(), sequence_);

@@ -36,21 +36,28 @@ void RadixTree::DropNamespace(NamespaceId ns, std::vector<SlotId>* freed) {
 }
 
 PrefixMatch RadixTree::Match(NamespaceId ns, std::span<const BlockHash> chain,
-                             std::span<SlotId> slots) {
-  return impl_->Match(ns, chain, slots);
+                             std::span<SlotId> slots, const BlockAccess& access) {
+  return impl_->Match(ns, chain, slots, access);
 }
 
 uint32_t RadixTree::HitLength(NamespaceId ns, std::span<const BlockHash> chain) const {
-  return impl_->PrefixLength<true>(ns, chain);
+  return impl_->FindPrefix<true>(ns, chain).blocks;
+}
+
+PrefixMatch RadixTree::Find(NamespaceId ns, std::span<const BlockHash> chain) const {
+  const Impl::WalkEnd end = impl_->FindPrefix<true>(ns, chain);
+  if (end.blocks == 0) return {};
+  return {end.blocks, impl_->nodes[end.node].slots()[end.last_len - 1]};
 }
 
 uint32_t RadixTree::PresentLength(NamespaceId ns, std::span<const BlockHash> chain) const {
-  return impl_->PrefixLength<false>(ns, chain);
+  return impl_->FindPrefix<false>(ns, chain).blocks;
 }
 
 absl::Status RadixTree::InsertPending(NamespaceId ns, std::span<const BlockHash> chain,
-                                      uint32_t first, std::span<const SlotId> slots) {
-  return impl_->InsertPending(ns, chain, first, slots);
+                                      uint32_t first, std::span<const SlotId> slots,
+                                      const BlockAccess& access) {
+  return impl_->InsertPending(ns, chain, first, slots, access);
 }
 
 bool RadixTree::Commit(SlotId slot) { return impl_->Commit(slot); }
@@ -107,7 +114,7 @@ uint64_t RadixTree::ScoreOf(SlotId slot) const {
   const Place place = impl_->Held(slot);
   const Node& node = impl_->nodes[place.node];
   const uint32_t offset = Impl::OffsetOf(node, place);
-  return impl_->policy->Score(node.words()[offset], node.depth + offset);
+  return impl_->policy->Priority(node.words()[offset], node.depth + offset);
 }
 
 std::optional<uint64_t> RadixTree::LowestScore(Tier tier) const {

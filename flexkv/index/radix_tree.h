@@ -73,8 +73,11 @@ class RadixTree {
   // --- lookup -----------------------------------------------------------------------------------
   // Longest ready prefix of `chain` (block hashes from the root on). Touches the policy. When
   // `slots` is not empty its first min(slots.size(), num_blocks) entries receive the blocks' slots.
-  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain, std::span<SlotId> slots = {});
-  // The same length without touching anything.
+  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain, std::span<SlotId> slots = {},
+                    const BlockAccess& access = {});
+  // The same without touching anything. O(log blocks).
+  PrefixMatch Find(NamespaceId ns, std::span<const BlockHash> chain) const;
+  // Its length.
   uint32_t HitLength(NamespaceId ns, std::span<const BlockHash> chain) const;
   // Length of the longest prefix present in any state (pending blocks included). No side effect.
   uint32_t PresentLength(NamespaceId ns, std::span<const BlockHash> chain) const;
@@ -85,7 +88,7 @@ class RadixTree {
   // takes `first` from PresentLength), NotFound for a dropped namespace. Slots must not be in use
   // by the tree.
   absl::Status InsertPending(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
-                             std::span<const SlotId> slots);
+                             std::span<const SlotId> slots, const BlockAccess& access = {});
   // The bytes of a pending block are in. It, and arrived descendants behind it, become ready when
   // the parent is. A slot the tree does not hold (its block was dropped meanwhile) is ignored:
   // returns false.
@@ -118,8 +121,10 @@ class RadixTree {
   bool IsReady(SlotId slot) const;      // false for a slot the tree does not hold
   BlockHash HashOf(SlotId slot) const;  // REQUIRES: Contains(slot)
   uint32_t DepthOf(SlotId slot) const;  // distance from the root; REQUIRES: Contains(slot)
-  uint64_t ScoreOf(SlotId slot) const;  // of the eviction policy, now; REQUIRES: Contains(slot)
-  // A lower bound of the score of the next block that EvictOne would take; nullopt: there is none.
+  // EvictionPolicy::Priority of the block now. REQUIRES: Contains(slot)
+  uint64_t ScoreOf(SlotId slot) const;
+  // A lower bound of the priority of the next block that EvictOne would take; nullopt: there is
+  // none.
   std::optional<uint64_t> LowestScore(Tier tier) const;
   // Slots of the last `count` blocks of the path that ends at `last`, root side first.
   // REQUIRES: Contains(last) and the path is at least `count` long.

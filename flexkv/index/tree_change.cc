@@ -97,13 +97,14 @@ absl::Status RadixTree::Impl::FindParent(NamespaceId ns, std::span<const BlockHa
 }
 
 absl::Status RadixTree::Impl::InsertPending(NamespaceId ns, std::span<const BlockHash> chain,
-                                            uint32_t first, std::span<const SlotId> new_slots) {
+                                            uint32_t first, std::span<const SlotId> new_slots,
+                                            const BlockAccess& access) {
   if (absl::Status status = CheckInsert(ns, chain, first, new_slots); !status.ok()) return status;
   WalkEnd parent;
   if (absl::Status status = FindParent(ns, chain, first, &parent); !status.ok()) return status;
   if (new_slots.empty()) return absl::OkStatus();
 
-  policy->BeginAccess();
+  policy->BeginAccess(access);
   NodeId tail = parent.node;
   if (tail != kNoNode && parent.last_len < nodes[tail].len)
     tail = SplitFront(tail, parent.last_len);
@@ -133,6 +134,13 @@ NodeId RadixTree::Impl::AddNode(NamespaceId ns, NodeId parent, uint32_t depth, u
   return id;
 }
 
+const PolicyWord* RadixTree::Impl::WordBefore(const Node& node, uint32_t offset) const {
+  if (offset > 0) return node.words() + (offset - 1);
+  if (node.parent == kNoNode) return nullptr;
+  const Node& parent = nodes[node.parent];
+  return parent.words() + (parent.len - 1);
+}
+
 void RadixTree::Impl::AppendBlocks(NodeId id, std::span<const BlockHash> hashes,
                                    std::span<const SlotId> new_slots) {
   nodes.Grow(id, nodes[id].len + static_cast<uint32_t>(hashes.size()));
@@ -140,7 +148,10 @@ void RadixTree::Impl::AppendBlocks(NodeId id, std::span<const BlockHash> hashes,
   const uint32_t at = node.len;
   std::memcpy(node.hashes() + at, hashes.data(), hashes.size_bytes());
   std::memcpy(node.slots() + at, new_slots.data(), new_slots.size_bytes());
-  policy->OnInsert({node.words() + at, hashes.size()}, node.depth + at);
+  policy->OnInsert({.words = {node.words() + at, hashes.size()},
+                    .hashes = hashes,
+                    .first_depth = node.depth + at,
+                    .parent = WordBefore(node, at)});
   uint32_t lane = (node.depth + at) % kSegment;
   for (SlotId slot : new_slots) {
     slots.Ensure(slot);

@@ -38,12 +38,14 @@ struct RadixTree::Impl {
   explicit Impl(Options options);
 
   // --- lookup (tree_match.cc) -------------------------------------------------------------------
-  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain, std::span<SlotId> out);
+  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain, std::span<SlotId> out,
+                    const BlockAccess& access);
   void ResolveLanes(NamespaceId ns, std::span<const BlockHash> chain, std::span<Lane> lanes) const;
-  bool TakeLane(const Lane& lane, NodeId* previous, PrefixMatch* match, std::span<SlotId> out);
+  bool TakeLane(const Lane& lane, NodeId* previous, uint32_t touched_before, PrefixMatch* match,
+                std::span<SlotId> out);
   // Longest prefix present (kReadyOnly: ready). Bisects over the anchors, trusting chained hashes.
   template <bool kReadyOnly>
-  uint32_t PrefixLength(NamespaceId ns, std::span<const BlockHash> chain) const;
+  WalkEnd FindPrefix(NamespaceId ns, std::span<const BlockHash> chain) const;
   template <bool kReadyOnly, bool kExact>
   uint32_t CountAnchors(NamespaceId ns, std::span<const BlockHash> chain) const;
   // Walks the segment that starts at `start` (an anchor) as far as the chain is present.
@@ -53,7 +55,7 @@ struct RadixTree::Impl {
 
   // --- change (tree_change.cc) ------------------------------------------------------------------
   absl::Status InsertPending(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
-                             std::span<const SlotId> new_slots);
+                             std::span<const SlotId> new_slots, const BlockAccess& access);
   absl::Status CheckInsert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
                            std::span<const SlotId> new_slots) const;
   // Finds the block before `first` and checks that chain[first] is not behind it.
@@ -61,6 +63,8 @@ struct RadixTree::Impl {
                           WalkEnd* parent) const;
   void AppendBlocks(NodeId id, std::span<const BlockHash> hashes,
                     std::span<const SlotId> new_slots);
+  // Of the block before block `offset` of the node; nullptr at the root.
+  const PolicyWord* WordBefore(const Node& node, uint32_t offset) const;
   NodeId AddNode(NamespaceId ns, NodeId parent, uint32_t depth, uint32_t blocks,
                  const BlockHash& head);
   bool Commit(SlotId slot);

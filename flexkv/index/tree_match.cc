@@ -164,14 +164,15 @@ void RadixTree::Impl::ResolveLanes(NamespaceId ns, std::span<const BlockHash> ch
 
 // Appends the lane's nodes to the match: touches them and copies their slots. False at the first
 // that is not the child of the one before.
-bool RadixTree::Impl::TakeLane(const Lane& lane, NodeId* previous, PrefixMatch* match,
-                               std::span<SlotId> out) {
+bool RadixTree::Impl::TakeLane(const Lane& lane, NodeId* previous, uint32_t touched_before,
+                               PrefixMatch* match, std::span<SlotId> out) {
   for (uint32_t hop = 0; hop < lane.hops; ++hop) {
     const NodeId id = lane.path[hop];
     const Node& node = nodes[id];
     if (node.parent != *previous) return false;
     const uint32_t blocks = hop + 1 == lane.hops ? lane.last_len : node.len;
-    policy->OnTouch({node.words(), blocks}, node.depth);
+    const uint32_t known = touched_before <= node.depth ? 0 : touched_before - node.depth;
+    if (known < blocks) policy->OnTouch({node.words() + known, blocks - known}, node.depth + known);
     if (match->num_blocks < out.size()) {
       const size_t room = std::min<size_t>(blocks, out.size() - match->num_blocks);
       std::memcpy(&out[match->num_blocks], node.slots(), room * sizeof(SlotId));
@@ -186,8 +187,8 @@ bool RadixTree::Impl::TakeLane(const Lane& lane, NodeId* previous, PrefixMatch* 
 }
 
 PrefixMatch RadixTree::Impl::Match(NamespaceId ns, std::span<const BlockHash> chain,
-                                   std::span<SlotId> out) {
-  policy->BeginAccess();
+                                   std::span<SlotId> out, const BlockAccess& access) {
+  policy->BeginAccess(access);
   PrefixMatch match;
   // Traffic without reuse pays for one probe.
   if (chain.empty() || heads.Guess(HeadTable::Key(ns, chain[0])) == kNoNode) return match;
@@ -200,7 +201,7 @@ PrefixMatch RadixTree::Impl::Match(NamespaceId ns, std::span<const BlockHash> ch
     }
     ResolveLanes(ns, chain, {lanes.data(), count});
     for (uint32_t i = 0; i < count; ++i) {
-      if (!TakeLane(lanes[i], &previous, &match, out)) return match;
+      if (!TakeLane(lanes[i], &previous, access.touched_before, &match, out)) return match;
       if (match.num_blocks != start + (i + 1) * kSegment)
         return match;  // ended inside this segment
     }
@@ -261,11 +262,12 @@ uint32_t RadixTree::Impl::CountAnchors(NamespaceId ns, std::span<const BlockHash
 }
 
 template <bool kReadyOnly>
-uint32_t RadixTree::Impl::PrefixLength(NamespaceId ns, std::span<const BlockHash> chain) const {
+RadixTree::Impl::WalkEnd RadixTree::Impl::FindPrefix(NamespaceId ns,
+                                                     std::span<const BlockHash> chain) const {
   uint32_t anchors = CountAnchors<kReadyOnly, false>(ns, chain);
   for (bool exact : {false, true}) {
     if (exact) anchors = CountAnchors<kReadyOnly, true>(ns, chain);
-    if (anchors == 0) return 0;
+    if (anchors == 0) return {};
     Lane lane;
     lane.Start((anchors - 1) * kSegment, chain.size());
     lane.Key(*this, ns, chain);
@@ -276,14 +278,14 @@ uint32_t RadixTree::Impl::PrefixLength(NamespaceId ns, std::span<const BlockHash
       lane.Key(*this, ns, chain);
       lane.Step<kReadyOnly>(*this, ns, chain);
     }
-    if (lane.hops > 0) return lane.pos;
+    if (lane.hops > 0) return {lane.pos, lane.path[lane.hops - 1], lane.last_len};
   }
-  return 0;
+  return {};
 }
 
-template uint32_t RadixTree::Impl::PrefixLength<true>(NamespaceId,
-                                                      std::span<const BlockHash>) const;
-template uint32_t RadixTree::Impl::PrefixLength<false>(NamespaceId,
-                                                       std::span<const BlockHash>) const;
+template RadixTree::Impl::WalkEnd RadixTree::Impl::FindPrefix<true>(
+    NamespaceId, std::span<const BlockHash>) const;
+template RadixTree::Impl::WalkEnd RadixTree::Impl::FindPrefix<false>(
+    NamespaceId, std::span<const BlockHash>) const;
 
 }  // namespace flexkv

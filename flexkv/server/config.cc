@@ -118,6 +118,12 @@ const std::vector<std::string>& LogLevels() {
   return *levels;
 }
 
+const std::vector<std::string>& Policies() {
+  static const auto* names =
+      new std::vector<std::string>(PolicyNames().begin(), PolicyNames().end());
+  return *names;
+}
+
 const std::array<Key, 20> kKeys = {{
     FLEXKV_KEY("cpu_cache_bytes", ReadCacheBytes(v, context, c)),
     FLEXKV_KEY("num_cpu_blocks", ReadInteger(v, 1, kNoLimit, &c->num_cpu_blocks)),
@@ -125,7 +131,7 @@ const std::array<Key, 20> kKeys = {{
                ReadSize(v, context.available_memory_bytes, kSegmentAlign, &c->segment_bytes)),
     FLEXKV_KEY("evict_ratio", ReadRatio(v, true, &c->evict_ratio)),
     FLEXKV_KEY("evict_start_ratio", ReadRatio(v, false, &c->evict_start_ratio)),
-    FLEXKV_KEY("eviction_policy", ReadChoice(v, {"lru"}, &c->eviction_policy)),
+    FLEXKV_KEY("eviction_policy", ReadChoice(v, Policies(), &c->eviction_policy)),
     FLEXKV_KEY("tokens_per_block", ReadTokensPerBlock(v, &c->tokens_per_block)),
     FLEXKV_KEY("lease_timeout_ms", ReadInteger(v, 1, kDayMs, &c->lease_timeout_ms)),
     FLEXKV_KEY("socket_dir", ReadSocketDir(v, &c->socket_dir)),

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "flexkv/index/policies.h"
 #include "flexkv/server/config_ssd.h"
 
 namespace flexkv {
@@ -28,7 +29,7 @@ struct DaemonConfig {
   SsdConfig ssd;
 
   // Policy.
-  std::string eviction_policy = "lru";
+  std::string eviction_policy{kDefaultPolicy};
   double evict_ratio =
       0.01;  // share of a full size class evicted ahead per round; 0 = only what is needed
   double evict_start_ratio = 0.98;    // background eviction starts above this share of slots used

@@ -56,6 +56,7 @@ ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id,
   options.cache.cpu_cache_bytes = config.cpu_cache_bytes;
   options.cache.num_cpu_blocks = config.num_cpu_blocks;
   options.cache.segment_bytes = config.segment_bytes;
+  options.cache.eviction_policy = config.eviction_policy;
   options.cache.evict_ratio = config.evict_ratio;
   options.cache.evict_start_ratio = config.evict_start_ratio;
   options.cache.lease_timeout_ns = config.lease_timeout_ms * kNsPerMs;

@@ -146,10 +146,10 @@ TEST(NodeStore, MemoryIsUsedAgain) {
 TEST(LruPolicy, LaterAccessesScoreHigher) {
   const std::unique_ptr<EvictionPolicy> lru = MakeLruPolicy();
   std::vector<PolicyWord> words(3);
-  lru->BeginAccess();
-  lru->OnInsert(words, 0);
+  lru->BeginAccess({});
+  lru->OnInsert({.words = words, .hashes = {}});
   const uint64_t inserted = lru->Score(words[2], 2);
-  lru->BeginAccess();
+  lru->BeginAccess({});
   lru->OnTouch({words.data(), 2}, 0);
   EXPECT_GT(lru->Score(words[0], 0), inserted);
   EXPECT_EQ(lru->Score(words[0], 0), lru->Score(words[1], 1));

@@ -85,7 +85,8 @@ void BindScheduler(nb::module_& module) {
           nb::arg("lookup_wait_us"), nb::arg("lookup_timeout_ms"), nb::arg("load_timeout_ms"),
           nb::arg("min_load_tokens"), nb::arg("block_tables_change"), nb::arg("reduced") = false)
       .def("set_block_table", &PyScheduler::SetBlockTable, nb::arg("block_ids_of"))
-      .def("new_request", &PyScheduler::NewRequest, nb::arg("request"), nb::arg("cacheable"))
+      .def("new_request", &PyScheduler::NewRequest, nb::arg("request"), nb::arg("cacheable"),
+           nb::arg("continue_p") = -1.0, nb::arg("expected_in_s") = -1.0)
       .def("matched_tokens", &PyScheduler::MatchedTokens, nb::arg("request"),
            nb::arg("num_computed_tokens"))
       .def("blocks_allocated", &PyScheduler::BlocksAllocated, nb::arg("request"), nb::arg("blocks"),

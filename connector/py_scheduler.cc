@@ -164,11 +164,14 @@ SchedulerSession* PyScheduler::session() const {
   return session_.get();
 }
 
-void PyScheduler::NewRequest(nb::handle request, bool cacheable) {
+void PyScheduler::NewRequest(nb::handle request, bool cacheable, double continue_p,
+                             double expected_in_s) {
   const nb::object id = Attribute(request, names_->request_id);
   const std::string_view text = Text(id);
   hashes_.Add(std::string(text), request, cacheable);
-  session()->NewRequest(text, Number(Attribute(request, names_->num_prompt_tokens)));
+  const RequestHint hint{.continue_p = static_cast<float>(continue_p),
+                         .expected_in_s = static_cast<float>(expected_in_s)};
+  session()->NewRequest(text, Number(Attribute(request, names_->num_prompt_tokens)), hint);
 }
 
 nb::object PyScheduler::MatchedTokens(nb::handle request, uint32_t num_computed_tokens) {

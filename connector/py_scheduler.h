@@ -61,7 +61,8 @@ class PyScheduler {
   // Where the block table of a request is asked for (engines that give blocks of running requests
   // back).
   void SetBlockTable(nb::object block_ids_of) { hashes_.SetBlockTable(std::move(block_ids_of)); }
-  void NewRequest(nb::handle request, bool cacheable);
+  // Negative hint values: not known.
+  void NewRequest(nb::handle request, bool cacheable, double continue_p, double expected_in_s);
   // Tokens that can be loaded; None: ask again.
   nb::object MatchedTokens(nb::handle request, uint32_t num_computed_tokens);
   // `blocks` is a KVCacheBlocks; read only when there is something to load.

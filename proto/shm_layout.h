@@ -19,7 +19,7 @@
 
 namespace flexkv::shm {
 
-inline constexpr uint32_t kProtocolVersion = 3;
+inline constexpr uint32_t kProtocolVersion = 4;
 inline constexpr uint64_t kRegionMagic = 0x31564b58454c46ull;  // "FLEXKV1"
 inline constexpr uint32_t kRingSlots = 1024;                   // per direction; power of two
 inline constexpr uint32_t kPayloadBytes = 4u << 20;            // per direction; power of two
@@ -31,24 +31,26 @@ enum class Role : uint32_t { kScheduler = 1, kWorker = 2 };
 enum class MessageType : uint32_t {
   kNone = 0,
   // scheduler -> daemon
-  kLookup = 1,  // request, first, count + payload count * BlockHash
+  kLookup = 1,  // request, first, count, prompt tokens and hint (lookup_fields.h) + payload
+                // count * BlockHash
   kLoad = 2,    // request, op, lease, first, count
   kPut = 3,     // request, op, first, count, suffix_first (in `lease` field), payload n * BlockHash
   kReleaseLease = 4,  // request, lease
   kEndRequest = 5,    // request
   kReset = 6,         // request = caller's number
-  kRecordGet = 7,     // payload: GetRecordBody
+  kRecordGet = 7,     // request, payload: GetRecordBody
   kEngineStats = 8,   // payload: EngineStatsBody
   // worker -> daemon
-  kOpDone = 16,       // op, first = part, route, status, count = failed positions + payload count *
-                      // uint32 (position in the part's blocks)
+  kOpDone = 16,       // op, first = part, route, status, lease = ns spent copying,
+                      // count = failed positions + payload count * uint32 (position in the
+                      // part's blocks)
   kWorkerReady = 17,  // once, first: from now on this rank takes ops of this boot id
   // daemon -> scheduler
   kLookupReply = 32,  // request, first = matched blocks, count = of them, the first so many in
                       // memory, lease, status; sequence = that of the request
-  kPutReply = 33,  // op, first = held, count = accepted, lease = refused
-  kOpEnded = 34,   // op, status, first = ok blocks, count = failed blocks, route,
-                   // lease = duration, ns, request = blocks that a load got from an SSD
+  kPutReply = 33,     // op, first = held, count = accepted, lease = refused
+  kOpEnded = 34,      // op, status, first = ok blocks, count = failed blocks, route,
+                      // lease = duration, ns, request = blocks that a load got from an SSD
   kResetReply = 35,   // request = caller's number, status
   kEngineReady = 36,  // first = 1: all ranks attached under this boot id; 0: not (any more)
   // daemon -> worker

@@ -378,6 +378,19 @@ bool CacheManager::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen
 }
 
 ManagerStatus CacheManager::status() const { return impl_->Status(); }
+const CacheCounters& CacheManager::counters() const { return impl_->total; }
+
+std::span<const BlockHash> CacheManager::ChainOf(EngineHandle engine, RequestKey request) const {
+  Engine* found = impl_->FindEngine(engine);
+  const Request* known = found == nullptr ? nullptr : impl_->FindRequest(found, request);
+  if (known == nullptr) return {};
+  return known->chain;
+}
+
+NamespaceId CacheManager::NamespaceOf(EngineHandle engine) const {
+  const Engine* found = impl_->FindEngine(engine);
+  return found == nullptr ? 0 : found->ns->id;
+}
 
 absl::Status CacheManager::CheckInvariants() const { return impl_->CheckInvariants(); }
 

@@ -84,6 +84,7 @@ struct EngineSpec {
 struct LookupAnswer {
   uint32_t matched_blocks = 0;  // ready prefix, in blocks from the root
   uint32_t warm_blocks = 0;     // of them, the first so many are in memory
+  uint32_t ssd_blocks = 0;      // of them, so many are on an SSD only
   LeaseId lease = 0;            // 0 when matched_blocks is 0
 };
 
@@ -112,6 +113,9 @@ struct ManagerEvent {
   uint32_t failed_blocks = 0;
   uint32_t ssd_blocks = 0;  // of a load: read from an SSD for it
   TimeNs duration_ns = 0;   // from launch to the end of the last rank
+  TimeNs ssd_ns = 0;   // of it: until the last block that was read from an SSD for it was there
+  TimeNs copy_ns = 0;  // of it: copying on the slowest rank, as the ranks say
+  uint64_t block_bytes = 0;
 };
 
 // Counters since start; every one only rises. Tokens are counted by the engine (RecordGet).
@@ -245,6 +249,12 @@ class CacheManager {
                   std::vector<SegmentId>* segments) const;
 
   ManagerStatus status() const;
+  // What status() counts, of all namespaces together; cheap.
+  const CacheCounters& counters() const;
+  // As it is known now: empty for unknown ids; valid until the next call that changes anything.
+  std::span<const BlockHash> ChainOf(EngineHandle engine, RequestKey request) const;
+  // The namespace of an engine, of its present epoch; 0 for unknown ones.
+  NamespaceId NamespaceOf(EngineHandle engine) const;
   // Conservation (slots = free + resident + in flight), tree and table invariants, pins = leases.
   // Internal with the first that is broken. For tests; O(everything).
   absl::Status CheckInvariants() const;

@@ -95,6 +95,8 @@ struct Op {
   std::vector<SlotId> slots;        // CPU slots; kNoSlot: not in memory yet, or done with
   std::vector<bool> failed;
   uint32_t ssd_blocks = 0;  // loads: read from an SSD, or awaited from one
+  TimeNs last_read = 0;     // loads: when the last of them was there
+  TimeNs copy_ns = 0;       // of its parts that ended
   uint32_t sent_parts = 0;
   uint32_t open_parts = 0;  // sent and not ended
   bool closed = false;      // no more parts follow
@@ -110,6 +112,7 @@ struct LaunchedPart {
   uint64_t op = 0;
   uint32_t begin = 0, end = 0;  // positions
   uint32_t ranks_left = 0;
+  TimeNs copy_ns = 0;  // of the slowest rank
 };
 
 struct CacheManager::Impl {
@@ -157,7 +160,7 @@ struct CacheManager::Impl {
                                       std::span<const BlockHash> suffix, RequestHint hint);
   BlockAccess AccessOf(const Request& request) const;
   PrefixMatch WithoutDamaged(const ClassState& size_class, PrefixMatch match) const;
-  uint32_t WarmBlocks(const ClassState& size_class, const Lease& lease);
+  void FindTiers(const ClassState& size_class, const Lease& lease, LookupAnswer* answer);
   void EndLease(Request* request);
   void EndRequest(Engine* engine, RequestKey key);
   void EndLeases(Engine* engine);

@@ -58,7 +58,9 @@ absl::Status CacheManager::Impl::SubmitPart(Op* op, uint32_t begin, uint32_t end
   }
   absl::StatusOr<GraphId> submitted = transfers->SubmitTransferGraph(std::move(graph));
   if (!submitted.ok()) return submitted.status();
-  parts.emplace(next_tag++, LaunchedPart{op->id, begin, end, op->world_size});
+  parts.emplace(
+      next_tag++,
+      LaunchedPart{.op = op->id, .begin = begin, .end = end, .ranks_left = op->world_size});
   ++op->sent_parts;
   ++op->open_parts;
   op->closed = !more;
@@ -245,6 +247,7 @@ void CacheManager::Impl::TakeCompletions() {
     for (uint32_t position : done.result.failed) {
       if (position < part.end - part.begin) op->failed[part.begin + position] = true;
     }
+    part.copy_ns = std::max(part.copy_ns, done.result.copy_ns);
     if (--part.ranks_left == 0) EndPart(done.tag);
   }
 }
@@ -254,6 +257,7 @@ void CacheManager::Impl::EndPart(uint64_t tag) {
   const LaunchedPart part = parts.extract(tag).mapped();
   Op* op = ops.at(part.op).get();
   --op->open_parts;
+  op->copy_ns += part.copy_ns;
   if (op->from_ssd != nullptr) ReleaseSlots(op, part.begin, part.end);
   if (op->closed && op->open_parts == 0) FinishOp(op->id);
 }
@@ -315,7 +319,10 @@ void CacheManager::Impl::FinishOp(uint64_t id) {
                                 .ok_blocks = ok,
                                 .failed_blocks = static_cast<uint32_t>(op->slots.size()) - ok,
                                 .ssd_blocks = op->ssd_blocks,
-                                .duration_ns = now - op->launched});
+                                .duration_ns = now - op->launched,
+                                .ssd_ns = op->last_read == 0 ? 0 : op->last_read - op->launched,
+                                .copy_ns = std::min(op->copy_ns, now - op->launched),
+                                .block_bytes = op->size_class->store->block_bytes()});
 }
 
 }  // namespace flexkv

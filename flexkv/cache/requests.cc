@@ -109,10 +109,12 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   lease.deadline = now + options.lease_timeout_ns;
   ++leases;
   Enlist(request);
-  const uint32_t warm = WarmBlocks(*engine->size_class, lease);
-  if (warm < lease.blocks)
+  LookupAnswer answer{
+      .matched_blocks = match.num_blocks, .warm_blocks = match.num_blocks, .lease = lease.id};
+  FindTiers(*engine->size_class, lease, &answer);
+  if (answer.warm_blocks < lease.blocks)
     ssd.hints.push_back({engine->handle, key, lease.id, now + kPrefetchDelayNs});
-  return LookupAnswer{.matched_blocks = match.num_blocks, .warm_blocks = warm, .lease = lease.id};
+  return answer;
 }
 
 BlockAccess CacheManager::Impl::AccessOf(const Request& request) const {
@@ -122,14 +124,16 @@ BlockAccess CacheManager::Impl::AccessOf(const Request& request) const {
                      .touched_before = request.touched};
 }
 
-// How many blocks from the root on need no SSD.
-uint32_t CacheManager::Impl::WarmBlocks(const ClassState& size_class, const Lease& lease) {
+// How many blocks from the root on need no SSD, and how many of all of them do.
+void CacheManager::Impl::FindTiers(const ClassState& size_class, const Lease& lease,
+                                   LookupAnswer* answer) {
   const SizeClass& store = *size_class.store;
-  if (store.resident(Tier::kSsd) == store.num_copies()) return lease.blocks;
+  if (store.resident(Tier::kSsd) == store.num_copies()) return;
   store.tree().PathSlots(lease.last, lease.blocks, &path_slots);
-  uint32_t warm = 0;
-  while (warm < lease.blocks && store.InMemory(path_slots[warm]).valid()) ++warm;
-  return warm;
+  for (uint32_t i = 0; i < lease.blocks; ++i) {
+    if (store.InMemory(path_slots[i]).valid()) continue;
+    if (answer->ssd_blocks++ == 0) answer->warm_blocks = i;
+  }
 }
 
 // Requests that come again and again would hold a damaged block in the tree for ever, and every

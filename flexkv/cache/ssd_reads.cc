@@ -207,6 +207,7 @@ void CacheManager::Impl::EndRead(const SsdCommand& command, const absl::Status& 
                      [&](const SsdLoadPart& candidate) { return waiter.position < candidate.end; });
     if (part->state == SsdLoadPart::State::kFailed) continue;
     --part->missing;
+    op->last_read = now;
     if (!status.ok()) {
       FailPartsFrom(op, static_cast<size_t>(part - op->from_ssd->parts.begin()));
       continue;

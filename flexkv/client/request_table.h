@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "flexkv/base/clock.h"
 #include "flexkv/base/ids.h"
+#include "flexkv/base/request_hint.h"
 
 namespace flexkv {
 
@@ -24,6 +25,7 @@ struct SchedulerRequest {
   std::string id;
   RequestKey key = 0;
   uint32_t num_prompt_tokens = 0;
+  RequestHint hint;
 
   std::vector<BlockHash> hashes;  // known so far
   uint32_t hashes_sent = 0;       // of them, known to the present daemon

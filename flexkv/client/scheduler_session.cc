@@ -17,6 +17,7 @@
 #include "flexkv/client/plan_board.h"
 #include "flexkv/client/request_table.h"
 #include "flexkv/client/step_plan.h"
+#include "proto/lookup_fields.h"
 
 namespace flexkv {
 namespace {
@@ -270,6 +271,7 @@ void SchedulerSession::Impl::PostLookup(SchedulerRequest* request) {
   message.request = request->key;
   message.first = request->hashes_sent;
   message.count = total - request->hashes_sent;
+  shm::PackLookup({.prompt_tokens = request->num_prompt_tokens, .hint = request->hint}, &message);
   if (!Push(message, std::as_bytes(std::span(request->hashes).subspan(request->hashes_sent)))) {
     return;
   }
@@ -336,12 +338,14 @@ uint32_t SchedulerSession::Impl::MinLoadTokens() const {
   return economics.MinLoadTokens(options.tokens_per_block);
 }
 
-void SchedulerSession::NewRequest(std::string_view id, uint32_t num_prompt_tokens) {
+void SchedulerSession::NewRequest(std::string_view id, uint32_t num_prompt_tokens,
+                                  const RequestHint& hint) {
   Impl& impl = *impl_;
   SchedulerRequest* request = impl.requests.Find(View(id));
   if (request != nullptr) RequestFinished(id);  // an id used again: the old one is over
   request = impl.requests.Add(View(id));
   request->num_prompt_tokens = num_prompt_tokens;
+  request->hint = hint;
   if (!impl.Usable()) return;
   impl.Drain();
   if (impl.ready && !impl.breaker_open) impl.PostLookup(request);
@@ -412,6 +416,7 @@ void SchedulerSession::Impl::RecordGet(SchedulerRequest* request, uint32_t taken
   stats.offered_tokens += request->offered_tokens;
   stats.taken_tokens += taken_tokens;
   shm::Message message = shm::MakeMessage(shm::MessageType::kRecordGet);
+  message.request = request->key;
   shm::GetRecordBody body;
   body.prompt = request->num_prompt_tokens;
   body.engine_matched = request->local_computed_tokens;
@@ -500,7 +505,9 @@ void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
     impl.stats.loaded_tokens += tokens;
     body.loaded = tokens;
   }
-  if (impl.Usable()) impl.Push(shm::MakeMessage(shm::MessageType::kRecordGet), shm::AsBytes(body));
+  shm::Message message = shm::MakeMessage(shm::MessageType::kRecordGet);
+  message.request = load->second.request->key;
+  if (impl.Usable()) impl.Push(message, shm::AsBytes(body));
   SchedulerRequest* request = impl.requests.Find(View(id));
   if (request != nullptr && request->load == load->first) {
     request->load = 0;

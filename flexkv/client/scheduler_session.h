@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "flexkv/base/clock.h"
 #include "flexkv/base/ids.h"
+#include "flexkv/base/request_hint.h"
 
 namespace flexkv {
 
@@ -94,7 +95,8 @@ class SchedulerSession {
   ~SchedulerSession();
 
   // --- requests ---------------------------------------------------------------------------------
-  void NewRequest(std::string_view id, uint32_t num_prompt_tokens);
+  // `hint` goes to the daemon with the request's lookups; one that is not valid() is left out.
+  void NewRequest(std::string_view id, uint32_t num_prompt_tokens, const RequestHint& hint = {});
   // Tokens that can be loaded beyond `num_computed_tokens` (block-aligned). kAskAgain: not known
   // yet.
   static constexpr int64_t kAskAgain = -1;

@@ -231,6 +231,7 @@ bool WorkerSession::Impl::SendResults(Channel* channel) {
     message.status = static_cast<uint32_t>(result.status);
     message.route = static_cast<uint32_t>(result.route);
     message.count = static_cast<uint32_t>(result.failed.size());
+    message.lease = result.copy_ns;
     if (!channel->Push(message, std::as_bytes(std::span(result.failed)))) break;
   }
   backlog.erase(backlog.begin(), backlog.begin() + static_cast<ptrdiff_t>(sent));

@@ -113,7 +113,8 @@ absl::Status DeviceExecutor::OnOpDone(const ClientConnection* client, const shm:
   absl::StatusOr<std::vector<uint32_t>> failed = FailedPositions(message, payload, op.num_blocks);
   if (!failed.ok()) return failed.status();
   worker->running.erase(it);
-  Finish(*worker, op, {op.id, static_cast<OpStatus>(message.status), std::move(*failed)});
+  Finish(*worker, op,
+         {op.id, static_cast<OpStatus>(message.status), std::move(*failed), message.lease});
   return absl::OkStatus();
 }
 

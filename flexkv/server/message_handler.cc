@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "proto/lookup_fields.h"
 
 namespace flexkv {
 namespace {
@@ -73,12 +74,15 @@ absl::Status HandleLookup(const Request& r) {
     return Violation("a lookup's payload is not as many hashes as it says");
   }
   if (!RangeFits(r.message.first, suffix.size())) return Violation("a lookup's range overflows");
+  shm::LookupFields fields;
+  if (!shm::UnpackLookup(r.message, &fields))
+    return Violation("a lookup's prompt length or hint is out of range");
   Message reply = ReplyTo(r.message, MessageType::kLookupReply);
   if (r.engine == 0) {
     reply.status = static_cast<uint32_t>(WireStatus::kRefused);
   } else {
     const absl::StatusOr<LookupAnswer> answer =
-        r.manager->Lookup(r.engine, r.message.request, r.message.first, suffix, r.now);
+        r.manager->Lookup(r.engine, r.message.request, r.message.first, suffix, r.now, fields.hint);
     reply.status = static_cast<uint32_t>(ToWire(answer.status()));
     if (answer.ok()) {
       reply.first = answer->matched_blocks;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "flexkv/base/clock.h"
 #include "flexkv/base/ids.h"
 
 namespace flexkv {
@@ -52,6 +53,7 @@ struct OpResult {
   OpId id = 0;
   OpStatus status = OpStatus::kOk;
   std::vector<uint32_t> failed;
+  TimeNs copy_ns = 0;  // time spent copying, as far as the executor knows; for people and traces
 };
 
 struct CompletedOp {

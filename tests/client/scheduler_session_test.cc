@@ -3,11 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <numeric>
 #include <thread>
 
 #include "flexkv/client/step_plan.h"
+#include "proto/lookup_fields.h"
 #include "tests/client/scripted_daemon.h"
 #include "tests/support/content_oracle.h"
 
@@ -142,6 +144,41 @@ TEST_F(SchedulerSessionTest, HelloSaysWhoWeAre) {
   EXPECT_EQ(client_->text(), std::string("model\0identity", 14));
   session_.reset();
   EXPECT_TRUE(client_->SaidGoodbye());
+}
+
+TEST_F(SchedulerSessionTest, LookupsCarryPromptLengthAndHint) {
+  Open();
+  hashes_.Set("a", 1, 8);
+  session_->NewRequest("a", 8 * kBlock + 5, {.continue_p = 0.9f, .expected_in_s = 12.5f});
+  shm::LookupFields fields;
+  ASSERT_TRUE(shm::UnpackLookup(AnswerLookup(8), &fields));
+  EXPECT_EQ(fields.prompt_tokens, 8 * kBlock + 5);
+  EXPECT_NEAR(fields.hint.continue_p, 0.9, 1e-6);
+  EXPECT_NEAR(fields.hint.expected_in_s, 12.5, 1e-3);
+  // A later lookup of the same request brings it again.
+  EXPECT_EQ(MatchedEventually("a", 0, 8 * kBlock + 5), 8 * kBlock);
+  session_->BlocksAllocated("a", Ids(1, 9), 0);
+  const shm::Message record = client_->Next(MessageType::kRecordGet);
+  session_->MatchedTokens("a", 0, 8 * kBlock + 5);
+  const shm::Message again = client_->Next(MessageType::kLookup);
+  ASSERT_TRUE(shm::UnpackLookup(again, &fields));
+  EXPECT_NEAR(fields.hint.continue_p, 0.9, 1e-6);
+  EXPECT_EQ(record.request, again.request) << "the daemon must know whose record it is";
+}
+
+TEST_F(SchedulerSessionTest, WithoutAValidHintNoneIsSent) {
+  Open();
+  const float nan = std::nanf("");
+  const std::vector<RequestHint> hints = {
+      {}, {.continue_p = nan}, {.continue_p = 1.5f}, {.continue_p = 0.5f, .expected_in_s = nan}};
+  for (size_t i = 0; i < hints.size(); ++i) {
+    const std::string id = std::to_string(i);
+    hashes_.Set(id, 1, 2);
+    session_->NewRequest(id, 2 * kBlock, hints[i]);
+    shm::LookupFields fields;
+    ASSERT_TRUE(shm::UnpackLookup(AnswerLookup(0), &fields));
+    EXPECT_EQ(fields.hint, RequestHint{}) << i;
+  }
 }
 
 TEST_F(SchedulerSessionTest, HitIsOfferedThenLoadedUnderItsLease) {

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "proto/lookup_fields.h"
 #include "tests/server/daemon_fixture.h"
 #include "tests/support/test_seed.h"
 
@@ -56,6 +57,18 @@ std::vector<Attack> Attacks() {
          shm::Message put = PutMessage(1, 5, 0, 3, 0);
          put.lease = 1ull << 40;
          e.scheduler().Push(put, HashBytes(Chain(1, 3)));
+       }},
+      {"a hint that is no probability", false,
+       [](RawEngine& e) {
+         shm::Message m = LookupMessage(1, 0, 1);
+         m.status = shm::kHintOne + 2;
+         e.scheduler().Push(m, HashBytes(Chain(1, 1)));
+       }},
+      {"a prompt longer than can be", false,
+       [](RawEngine& e) {
+         shm::Message m = LookupMessage(1, 0, 1);
+         m.lease = uint64_t{1} << 32;
+         e.scheduler().Push(m, HashBytes(Chain(1, 1)));
        }},
       {"get record of the wrong size", false,
        [bytes](RawEngine& e) { e.scheduler().Push(OfType(7), bytes); }},

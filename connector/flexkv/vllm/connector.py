@@ -16,6 +16,7 @@ from vllm.logger import init_logger
 
 from flexkv import _core
 from flexkv.vllm import autostart, compat, identity, layout
+from flexkv.vllm.hints import HintReader
 from flexkv.vllm.sessions import (
     LoadEnds,
     LoadReports,
@@ -56,6 +57,7 @@ class SchedulerSide:
         self._hash_checked = False
         self._hash_algorithm = vllm_config.cache_config.prefix_caching_hash_algo
         self.errors = 0
+        self._hints = HintReader()
         self._increments = Increments(SCHEDULER_COUNTERS)
         try:
             spec = layout.check_groups(vllm_config, kv_cache_config)
@@ -94,7 +96,7 @@ class SchedulerSide:
         if not self._hash_checked:
             self._check_none_hash()
         # An adapter's content is not part of the identity (identity.py).
-        session.new_request(request, request.lora_request is None)
+        session.new_request(request, request.lora_request is None, *self._hints.read(request))
 
     def _check_none_hash(self) -> None:
         self._hash_checked = True
@@ -150,6 +152,7 @@ class SchedulerSide:
     def totals(self) -> dict[str, Any]:
         totals = {} if self._session is None else self._session.stats()
         totals["swallowed_errors"] = self.errors
+        totals["bad_hints"] = self._hints.bad
         return totals
 
     def take_stats(self) -> FlexKVStats | None:

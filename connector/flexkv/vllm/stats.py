@@ -26,6 +26,7 @@ SCHEDULER_COUNTERS = {
     "loaded_tokens": "Of them, tokens that arrived",
     "failed_tokens": "Of them, tokens that did not arrive",
     "swallowed_errors": "Exceptions that did not reach the engine",
+    "bad_hints": "Hints in kv_transfer_params that could not be used",
 }
 WORKER_COUNTERS = {
     "load_bytes": "Bytes copied to the engine",

@@ -20,6 +20,7 @@ from vllm.logger import init_logger
 from flexkv import _core
 from flexkv.vllm import compat, layout
 from flexkv.vllm.connector import FlexKVMetadata
+from flexkv.vllm.hints import HintReader
 from flexkv.vllm.sessions import (
     LoadEnds,
     LoadReports,
@@ -43,6 +44,7 @@ class ReducedScheduler:
     def __init__(self, vllm_config: Any, settings: Settings) -> None:
         self._off = False
         self._known: set[str] = set()
+        self._hints = HintReader()
         self.ends = LoadEnds()
         # Specifications of the KV groups are not ours to see here; the workers' layouts tell namespaces apart.
         blind = SimpleNamespace(kv_cache_groups=[], hash_block_size=None, kv_cache_layout="reduced")
@@ -59,7 +61,7 @@ class ReducedScheduler:
         if request.request_id not in self._known:
             self._known.add(request.request_id)
             # An adapter's content is not part of the identity (identity.py).
-            self.session.new_request(request, request.lora_request is None)
+            self.session.new_request(request, request.lora_request is None, *self._hints.read(request))
         tokens = self.session.matched_tokens(request, num_computed_tokens)
         return tokens, bool(tokens)
 

@@ -33,14 +33,14 @@ struct SimulateOptions {
   // Requests start at their times and take time: a prompt is found by later ones only once it has
   // been computed and stored. False: arrival order, lookup then insert, no overlap.
   bool timed = false;
-  double prefill_tokens_per_s = 20000;  // timed: how long what was missed takes
+  double prefill_tokens_per_s = 20000;                    // timed: how long what was missed takes
   double load_bytes_per_s = 20e9, ssd_bytes_per_s = 5e9;  // timed
   uint64_t block_bytes = 1 << 20;                         // timed
   // A one-bit hint read from the future, right with this probability (0: off): continue_p is 0.9 or
   // 0.1. The truth of a request: its last full block is asked for again by a later request.
   double hint_oracle = 0;
   uint64_t hint_seed = 1;
-  bool use_trace_hints = true;  // hints in the trace reach the policies
+  bool use_trace_hints = true;             // hints in the trace reach the policies
   uint64_t max_memory_bytes = 8ull << 30;  // of batch, cells and next uses together
   uint32_t threads = 0;                    // 0: one per core
   std::function<void(double)> progress;    // 0..1, from the calling thread; may be empty
@@ -60,22 +60,29 @@ struct CellResult {
 
  private:
   double Rate(uint64_t tokens) const {
-    return prompt_tokens == 0 ? 0 : static_cast<double>(tokens) / static_cast<double>(prompt_tokens);
+    return prompt_tokens == 0 ? 0
+                              : static_cast<double>(tokens) / static_cast<double>(prompt_tokens);
   }
 };
 
 // Results in the order of `cells`. InvalidArgument: unknown policy, no blocks recorded;
 // ResourceExhausted: needs more than max_memory_bytes, says how much; errors of the source.
-absl::StatusOr<std::vector<CellResult>> Simulate(TraceSource* source, const std::vector<Cell>& cells,
+absl::StatusOr<std::vector<CellResult>> Simulate(TraceSource* source,
+                                                 const std::vector<Cell>& cells,
                                                  const SimulateOptions& options = {});
 
-// The exact LRU hit rate at every capacity, from one pass (lru_curve.cc has the algorithm).
+// The exact LRU hit rate at every capacity, from one pass (lru_curve.cc has the algorithm): what
+// Simulate with policy "lru" says without `timed`, block for block, where each request looks up and
+// inserts (kGetPut). Of recorded lookups and inserts apart it takes an insert for a use of all its
+// blocks, and a lookup for a use of those seen before, as if they were here at every capacity.
 struct LruCurve {
   uint64_t requests = 0, prompt_tokens = 0, block_accesses = 0, unique_blocks = 0;
   uint32_t tokens_per_block = 0;
   // hits[c]: hits in blocks of an LRU cache of c blocks, at the capacities where it changes:
   // ascending pairs (capacity, hits from that capacity on).
   std::vector<std::pair<uint64_t, uint64_t>> steps;
+  // The same hits in tokens, beside each step; empty when all blocks have tokens_per_block.
+  std::vector<uint64_t> step_tokens;
   uint64_t HitsAt(uint64_t capacity_blocks) const;
   double HitRateAt(uint64_t capacity_blocks) const;  // over prompt_tokens
 };

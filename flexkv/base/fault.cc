@@ -31,6 +31,10 @@ constexpr std::string_view kNames[] = {
     "disk.enospc",            // a file of the SSD tier finds no space
     "disk.slow",              // a transfer's result is held back for 50 ms
     "disk.stray_completion",  // a completion of an earlier transfer comes before a transfer's own
+    "trace.open_fails",       // a file of the trace cannot be made
+    "trace.enospc",           // a write to the trace finds no space
+    "trace.short_write",      // a write to the trace fails half-way
+    "trace.slow",             // a write to the trace takes 50 ms
 };
 
 struct Armed {

@@ -169,7 +169,14 @@ absl::Status SizeClass::Insert(NamespaceId ns, std::span<const BlockHash> chain,
     ++resident_[static_cast<size_t>(slot.tier())];
   }
   blocks_of_[ns] += slots.size();
+  NoteCapacity();
   return absl::OkStatus();
+}
+
+// A copy takes a slot away from blocks of its own.
+void SizeClass::NoteCapacity() {
+  const uint64_t ssd_slots = ssd_ == nullptr ? 0 : ssd_->capacity();
+  tree_->NoteCapacity(resident_[0] + resident_[1], slots_.capacity() + ssd_slots - copies_.size());
 }
 
 void SizeClass::SetOwner(SlotId handle, NamespaceId ns) {

@@ -143,6 +143,7 @@ class SizeClass {
   NamespaceId OwnerAt(SlotId handle) const {
     return owner_[static_cast<size_t>(handle.tier())][handle.index()];
   }
+  void NoteCapacity();  // tells the policy
   void SetOwner(SlotId handle, NamespaceId ns);
   absl::Status CheckCpuSlots(const std::vector<uint32_t>& op_refs) const;
   absl::Status CheckCopies() const;

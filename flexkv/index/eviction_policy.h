@@ -94,6 +94,7 @@ class EvictionPolicy {
   // Comparable across queues right now: what leaves between tiers first.
   virtual uint64_t Priority(PolicyWord word, uint32_t depth) const { return Score(word, depth); }
 
+  virtual uint64_t bytes() const { return 0; }  // of memory, words not counted
   virtual std::string_view name() const = 0;
 };
 

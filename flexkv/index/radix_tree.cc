@@ -13,16 +13,18 @@ namespace {
 // Slots of the three tiers name different blocks; the reservations below are address space only.
 uint64_t MaxBlocks(uint32_t max_slots) { return 3ull * max_slots; }
 
+uint32_t NumQueues(const EvictionPolicy* policy) {
+  Require(policy != nullptr, "an eviction policy is given");
+  return policy->num_queues();
+}
+
 }  // namespace
 
 RadixTree::Impl::Impl(Options options)
     : policy(std::move(options.policy)),
       nodes(MaxBlocks(options.max_slots)),
       slots(options.max_slots),
-      evictable{EvictionHeap(MaxBlocks(options.max_slots) + 4),
-                EvictionHeap(MaxBlocks(options.max_slots) + 4),
-                EvictionHeap(MaxBlocks(options.max_slots) + 4)} {
-  Require(policy != nullptr, "an eviction policy is given");
+      evictable(MaxBlocks(options.max_slots) + 4, NumQueues(policy.get())) {
   Require(options.max_slots <= SlotId::kMaxIndex + 1, "slot indexes fit their 30 bits");
 }
 
@@ -87,6 +89,10 @@ SlotId RadixTree::Ancestor(SlotId slot, uint32_t steps) const {
   return impl_->nodes[id].slots()[offset - steps];
 }
 
+void RadixTree::NoteCapacity(uint64_t blocks_used, uint64_t blocks_total) {
+  impl_->policy->OnCapacity(blocks_used, blocks_total);
+}
+
 uint32_t RadixTree::Pins(SlotId slot) const { return impl_->slots.Pins(slot); }
 
 bool RadixTree::Contains(SlotId slot) const { return impl_->slots.Holds(slot); }
@@ -118,9 +124,7 @@ uint64_t RadixTree::ScoreOf(SlotId slot) const {
 }
 
 std::optional<uint64_t> RadixTree::LowestScore(Tier tier) const {
-  const EvictionHeap& order = impl_->evictable[static_cast<size_t>(tier)];
-  if (order.empty()) return std::nullopt;
-  return order.top_score();
+  return impl_->LowestPriority(tier);
 }
 
 void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slots) const {
@@ -143,13 +147,11 @@ void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slot
 }
 
 RadixTreeStats RadixTree::stats() const {
-  uint64_t leaves = 0;
-  for (const EvictionHeap& heap : impl_->evictable) leaves += heap.size();
   return {.blocks = impl_->num_blocks,
           .ready = impl_->num_ready,
           .nodes = impl_->nodes.size(),
           .pinned = impl_->num_pins,
-          .evictable_leaves = leaves,
+          .evictable_leaves = impl_->evictable.size(),
           .bytes = impl_->Bytes()};
 }
 

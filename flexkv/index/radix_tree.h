@@ -105,6 +105,8 @@ class RadixTree {
   // recency stay. REQUIRES: Contains(from), not pinned (leases hold the handle); `to` is not in
   // use.
   void Rename(SlotId from, SlotId to);
+  // How many blocks are held of how many there is room for, for the policy.
+  void NoteCapacity(uint64_t blocks_used, uint64_t blocks_total);
   uint32_t Pins(SlotId slot) const;  // 0 for a slot the tree does not hold
   // True when the block is in the tree and it or any descendant is pinned or pending.
   bool SubtreeInUse(SlotId slot) const;
@@ -123,8 +125,7 @@ class RadixTree {
   uint32_t DepthOf(SlotId slot) const;  // distance from the root; REQUIRES: Contains(slot)
   // EvictionPolicy::Priority of the block now. REQUIRES: Contains(slot)
   uint64_t ScoreOf(SlotId slot) const;
-  // A lower bound of the priority of the next block that EvictOne would take; nullopt: there is
-  // none.
+  // The priority of the block that stands first in the order; nullopt: there is none.
   std::optional<uint64_t> LowestScore(Tier tier) const;
   // Slots of the last `count` blocks of the path that ends at `last`, root side first.
   // REQUIRES: Contains(last) and the path is at least `count` long.

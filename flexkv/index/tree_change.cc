@@ -241,6 +241,7 @@ void RadixTree::Impl::EraseDescendants(NodeId id, std::vector<SlotId>* freed) {
       num_pins -= slots.Remove(node.slots()[i]);
       freed->push_back(node.slots()[i]);
     }
+    policy->OnDrop({node.words(), node.len}, node.depth);
     num_blocks -= node.len;
     num_ready -= node.ready;
     RemoveEvictable(at);
@@ -259,6 +260,7 @@ void RadixTree::Impl::Truncate(NodeId id, uint32_t keep, std::vector<SlotId>* fr
     num_pins -= pins;
     freed->push_back(slot);
   }
+  if (keep < node.len) policy->OnDrop({node.words() + keep, node.len - keep}, node.depth + keep);
   num_blocks -= node.len - keep;
   if (node.ready > keep) {
     num_ready -= node.ready - keep;

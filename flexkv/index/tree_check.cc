@@ -61,14 +61,15 @@ absl::Status RadixTree::Impl::CheckNode(NodeId id, RadixTreeStats* sums) const {
   }
   const bool evictable_leaf = Evictable(node);
   const Tier tail = node.slots()[node.len - 1].tier();
-  for (size_t tier = 0; tier < evictable.size(); ++tier) {
-    const bool belongs = evictable_leaf && tier == static_cast<size_t>(tail);
-    if (belongs != evictable[tier].Contains(id))
-      return Broken(id, "wrongly in or out of the eviction order");
-    if (belongs &&
-        evictable[tier].ScoreOf(id) > policy->Score(node.words()[node.len - 1], node.end() - 1)) {
-      return Broken(id, "stored score above the real one");
-    }
+  if (evictable_leaf != evictable.Contains(id))
+    return Broken(id, "wrongly in or out of the eviction order");
+  if (evictable_leaf) {
+    const PolicyWord word = node.words()[node.len - 1];
+    const uint32_t depth = node.end() - 1;
+    const uint32_t queue = policy->QueueOf(word, depth);
+    if (queue >= evictable.num_queues()) return Broken(id, "its queue is out of range");
+    if (!evictable.StandsIn(id, tail, queue, policy->Score(word, depth)))
+      return Broken(id, "in a wrong queue, or its stored score is above the real one");
   }
   for (NodeId child = node.first_child, prev = kNoNode; child != kNoNode;
        child = nodes[child].next_sibling) {
@@ -98,16 +99,12 @@ absl::Status RadixTree::Impl::CheckInvariants() const {
     return absl::InternalError("blocks are lost");
   if (sums.ready != num_ready) return absl::InternalError("the count of ready blocks is off");
   if (sums.pinned != num_pins) return absl::InternalError("the count of pins is off");
-  for (const EvictionHeap& heap : evictable) {
-    if (!heap.OrderHolds()) return absl::InternalError("an eviction heap is out of order");
-  }
+  if (!evictable.Holds()) return absl::InternalError("an eviction heap is out of order");
   return absl::OkStatus();
 }
 
 uint64_t RadixTree::Impl::Bytes() const {
-  uint64_t order = 0;
-  for (const EvictionHeap& heap : evictable) order += heap.bytes();
-  return nodes.bytes() + heads.bytes() + slots.bytes() + order +
+  return nodes.bytes() + heads.bytes() + slots.bytes() + evictable.bytes() + policy->bytes() +
          roots.capacity() * (sizeof(*roots.begin()) + 1) + stack.capacity() * sizeof(NodeId);
 }
 

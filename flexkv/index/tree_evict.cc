@@ -1,9 +1,11 @@
 // Eviction order and leases.
 //
-// The heap holds exactly the evictable leaves, keyed by the policy's score of their last block.
+// The heaps hold exactly the evictable leaves, one for each tier and queue of the policy, keyed by
+// the policy's score of their last block.
 // Keys are kept exact eagerly: a match touches at most one leaf's tail, so it costs one sift; in
 // return no eviction ever has to work through leaves whose stored score has gone stale.
 #include <algorithm>
+#include <bit>
 
 #include "flexkv/index/tree_impl.h"
 
@@ -20,17 +22,58 @@ void RadixTree::Impl::UpdateEvictable(NodeId id) {
     RemoveEvictable(id);
     return;
   }
-  const auto tier = static_cast<size_t>(node.slots()[node.len - 1].tier());
-  for (size_t other = 0; other < evictable.size(); ++other) {
-    if (other != tier && evictable[other].Contains(id)) evictable[other].Remove(id);
-  }
-  evictable[tier].Put(id, policy->Score(node.words()[node.len - 1], node.end() - 1));
+  const Tier tier = node.slots()[node.len - 1].tier();
+  const PolicyWord word = node.words()[node.len - 1];
+  const uint32_t depth = node.end() - 1;
+  const uint32_t queue = evictable.num_queues() == 1 ? 0 : policy->QueueOf(word, depth);
+  evictable.Put(id, tier, queue, policy->Score(word, depth));
 }
 
 void RadixTree::Impl::RemoveEvictable(NodeId id) {
-  for (EvictionHeap& heap : evictable) {
-    if (heap.Contains(id)) heap.Remove(id);
+  if (evictable.Contains(id)) evictable.Remove(id);
+}
+
+// A policy may let scores rise by themselves; the stored one is then only a lower bound.
+void RadixTree::Impl::RaiseTop(EvictionHeap* heap, Tier tier, uint32_t queue) {
+  for (;;) {
+    const NodeId id = heap->top();
+    const Node& node = nodes[id];
+    const uint64_t score = policy->Score(node.words()[node.len - 1], node.end() - 1);
+    if (score <= heap->top_score()) return;
+    evictable.Put(id, tier, queue, score);
+    if (heap->top() == id) return;
   }
+}
+
+EvictionHeap* RadixTree::Impl::PickHeap(Tier tier) {
+  uint64_t filled = evictable.filled(tier);
+  if (filled == 0) return nullptr;
+  if (evictable.num_queues() == 1) {
+    EvictionHeap* heap = &evictable.heap(tier, 0);
+    RaiseTop(heap, tier, 0);
+    return heap;
+  }
+  tops.clear();
+  for (; filled != 0; filled &= filled - 1) {
+    const auto queue = static_cast<uint32_t>(std::countr_zero(filled));
+    EvictionHeap* heap = &evictable.heap(tier, queue);
+    RaiseTop(heap, tier, queue);
+    const Node& node = nodes[heap->top()];
+    tops.push_back({.queue = queue,
+                    .word = node.words()[node.len - 1],
+                    .depth = node.end() - 1,
+                    .score = heap->top_score()});
+  }
+  const size_t picked = policy->PickQueue(tops);
+  Require(picked < tops.size(), "a policy picks one of the queues it is given");
+  return &evictable.heap(tier, tops[picked].queue);
+}
+
+std::optional<uint64_t> RadixTree::Impl::LowestPriority(Tier tier) {
+  const EvictionHeap* heap = PickHeap(tier);
+  if (heap == nullptr) return std::nullopt;
+  const Node& node = nodes[heap->top()];
+  return policy->Priority(node.words()[node.len - 1], node.end() - 1);
 }
 
 void RadixTree::Impl::Rename(SlotId from, SlotId to) {
@@ -46,20 +89,22 @@ void RadixTree::Impl::Rename(SlotId from, SlotId to) {
 }
 
 SlotId RadixTree::Impl::EvictOne(Tier tier) {
-  EvictionHeap& order = evictable[static_cast<size_t>(tier)];
-  if (order.empty()) return kNoSlot;
-  NodeId id = order.top();
-  // A policy may let scores rise by themselves; the stored one is then only a lower bound.
-  for (;;) {
-    const Node& node = nodes[id];
-    const uint64_t score = policy->Score(node.words()[node.len - 1], node.end() - 1);
-    if (score <= order.top_score()) break;
-    order.Put(id, score);
-    if (order.top() == id) break;
-    id = order.top();
+  NodeId id = kNoNode;
+  for (int reprieves = 0;; ++reprieves) {
+    const EvictionHeap* heap = PickHeap(tier);
+    if (heap == nullptr) return kNoSlot;
+    id = heap->top();
+    const Node& picked = nodes[id];
+    if (reprieves == EvictionPolicy::kMaxReprieves ||
+        !policy->Reprieve(picked.words() + (picked.len - 1), picked.end() - 1)) {
+      break;
+    }
+    UpdateEvictable(id);
   }
   Node& node = nodes[id];
-  const SlotId slot = node.slots()[node.len - 1];
+  const uint32_t last = node.len - 1u;
+  policy->OnEvict(node.words()[last], node.hashes()[last], node.depth + last);
+  const SlotId slot = node.slots()[last];
   slots.Remove(slot);
   --node.len;
   --node.ready;

@@ -92,6 +92,10 @@ struct RadixTree::Impl {
   // to its tail, its children or its tail's pins.
   void UpdateEvictable(NodeId id);
   void RemoveEvictable(NodeId id);
+  // The heap whose top is the next to go; nullptr when the tier has no evictable leaf.
+  EvictionHeap* PickHeap(Tier tier);
+  void RaiseTop(EvictionHeap* heap, Tier tier, uint32_t queue);
+  std::optional<uint64_t> LowestPriority(Tier tier);
   SlotId EvictOne(Tier tier);
   void Rename(SlotId from, SlotId to);
   bool SubtreeInUse(SlotId slot) const;
@@ -114,13 +118,13 @@ struct RadixTree::Impl {
   NodeStore nodes;
   HeadTable heads;
   SlotMap slots;
-  std::array<EvictionHeap, kNumTiers>
-      evictable;  // by the tier that the leaf's last block resides in
+  EvictionOrder evictable;                         // a leaf's tier is that of its last block
   absl::flat_hash_map<NamespaceId, NodeId> roots;  // first node at depth 0
   uint64_t num_blocks = 0;
   uint64_t num_ready = 0;
   uint64_t num_pins = 0;
-  std::vector<NodeId> stack;  // scratch of CascadeReady, kept for its capacity
+  std::vector<NodeId> stack;                   // scratch of CascadeReady, kept for its capacity
+  std::vector<EvictionPolicy::QueueTop> tops;  // scratch of PickHeap
 };
 
 }  // namespace flexkv

@@ -76,29 +76,47 @@ TEST(HeadTable, TheNamespaceIsPartOfTheKey) {
   EXPECT_NE(HeadTable::Key(1, hash), HeadTable::Key(2, hash));
 }
 
-TEST(EvictionHeap, AgreesWithAnOrderedSet) {
-  std::mt19937 random(2);
-  EvictionHeap heap(1000);
-  std::map<NodeId, uint64_t> scores;
-  for (uint32_t step = 0; step < 20000; ++step) {
-    const NodeId node = static_cast<NodeId>(random() % 1000);
-    if (random() % 3 != 0) {
-      const uint64_t score = random() % 100000;
-      heap.Put(node, score);
-      scores[node] = score;
-    } else if (heap.Contains(node)) {
-      heap.Remove(node);
-      scores.erase(node);
+// Nodes come, move between tiers and queues, change scores and go.
+TEST(EvictionOrder, AgreesWithOrderedMaps) {
+  for (uint32_t num_queues : {1u, 3u, EvictionPolicy::kMaxQueues}) {
+    SCOPED_TRACE(num_queues);
+    std::mt19937 random(2);
+    EvictionOrder order(1000, num_queues);
+    using Home = std::pair<Tier, uint32_t>;
+    std::map<Home, std::map<NodeId, uint64_t>> homes;
+    std::map<NodeId, Home> home_of;
+    for (uint32_t step = 0; step < 20000; ++step) {
+      const NodeId node = static_cast<NodeId>(random() % 1000);
+      ASSERT_EQ(order.Contains(node), home_of.contains(node));
+      const bool put = random() % 3 != 0;
+      if (home_of.contains(node) && (!put || random() % 2 == 0)) {
+        homes[home_of[node]].erase(node);
+        home_of.erase(node);
+        if (!put) order.Remove(node);
+      }
+      if (put) {
+        const Home home = home_of.contains(node) ? home_of[node]
+                                                 : Home{static_cast<Tier>(random() % kNumTiers),
+                                                        random() % num_queues};
+        const uint64_t score = random() % 100000;
+        order.Put(node, home.first, home.second, score);
+        homes[home][node] = score;
+        home_of[node] = home;
+        ASSERT_TRUE(order.StandsIn(node, home.first, home.second, score));
+      }
+      ASSERT_EQ(order.size(), home_of.size());
+      if (step % 100 == 0) {
+        ASSERT_TRUE(order.Holds());
+      }
+      const Home looked{static_cast<Tier>(random() % kNumTiers), random() % num_queues};
+      const std::map<NodeId, uint64_t>& scores = homes[looked];
+      ASSERT_EQ((order.filled(looked.first) >> looked.second & 1) != 0, !scores.empty());
+      if (scores.empty()) continue;
+      uint64_t least = ~0ull;
+      for (const auto& [n, score] : scores) least = std::min(least, score);
+      ASSERT_EQ(order.heap(looked.first, looked.second).top_score(), least);
+      ASSERT_EQ(scores.at(order.heap(looked.first, looked.second).top()), least);
     }
-    ASSERT_EQ(heap.size(), scores.size());
-    if (step % 100 == 0) {
-      ASSERT_TRUE(heap.OrderHolds());
-    }
-    if (scores.empty()) continue;
-    uint64_t least = ~0ull;
-    for (const auto& [n, score] : scores) least = std::min(least, score);
-    ASSERT_EQ(heap.top_score(), least);
-    ASSERT_EQ(scores.at(heap.top()), least);
   }
 }
 

@@ -286,13 +286,14 @@ absl::Status CacheManager::Load(EngineHandle engine, RequestKey request, OpKey k
 
 absl::StatusOr<PutAnswer> CacheManager::Put(EngineHandle engine, RequestKey request, OpKey key,
                                             uint32_t first, uint32_t count, uint32_t suffix_first,
-                                            std::span<const BlockHash> suffix, TimeNs now) {
+                                            std::span<const BlockHash> suffix, TimeNs now,
+                                            RequestHint hint) {
   impl_->Advance(now);
   Engine* found = impl_->FindEngine(engine);
   if (found == nullptr) return UnknownEngine();
   if (absl::Status status = impl_->CheckNewOp(found, key); !status.ok()) return status;
   absl::StatusOr<PutAnswer> answer =
-      impl_->Put(found, request, key, first, count, suffix_first, suffix);
+      impl_->Put(found, request, key, first, count, suffix_first, suffix, hint);
   if (!answer.ok() || answer->accepted == 0) impl_->Refuse(found, key, Route::kDeviceToCpu);
   return answer;
 }

@@ -213,10 +213,12 @@ class CacheManager {
   // `suffix_first`. Blocks already held are dropped; the rest are reserved as pending and an op per
   // rank is submitted, engine_index counting from 0 at `first`. When nothing is accepted, or on an
   // error, a kRefuseOp event follows (with the exceptions of Load). Errors are those of Lookup, and
-  // InvalidArgument for an empty range or one past the chain.
+  // InvalidArgument for an empty range or one past the chain. A known `hint` stays with the request,
+  // as in Lookup.
   absl::StatusOr<PutAnswer> Put(EngineHandle engine, RequestKey request, OpKey key, uint32_t first,
                                 uint32_t count, uint32_t suffix_first,
-                                std::span<const BlockHash> suffix, TimeNs now);
+                                std::span<const BlockHash> suffix, TimeNs now,
+                                RequestHint hint = {});
   // Ends the request's lease (0 = whatever it has). Unknown ids are ignored.
   void ReleaseLease(EngineHandle engine, RequestKey request, LeaseId lease);
   // Forgets the request's chain and lease. Ops in flight go on.

@@ -184,7 +184,7 @@ struct CacheManager::Impl {
   void TrimLease(Request* request, SlotId last, uint32_t blocks);
   absl::StatusOr<PutAnswer> Put(Engine* engine, RequestKey request, OpKey key, uint32_t first,
                                 uint32_t count, uint32_t suffix_first,
-                                std::span<const BlockHash> suffix);
+                                std::span<const BlockHash> suffix, RequestHint hint);
   PutPlan PlanPutOf(Engine* engine, std::span<const BlockHash> chain, uint32_t first,
                     uint32_t count);
   uint32_t LaunchPut(const Request& request, OpKey key, std::span<const BlockHash> chain,

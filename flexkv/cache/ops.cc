@@ -213,9 +213,11 @@ uint32_t CacheManager::Impl::LaunchPut(const Request& request, OpKey key,
 absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey request_key, OpKey key,
                                                   uint32_t first, uint32_t count,
                                                   uint32_t suffix_first,
-                                                  std::span<const BlockHash> suffix) {
+                                                  std::span<const BlockHash> suffix,
+                                                  RequestHint hint) {
   absl::StatusOr<Request*> request = ExtendOrCreate(engine, request_key, suffix_first, suffix);
   if (!request.ok()) return request.status();
+  if (hint.known()) (*request)->hint = hint;
   const std::vector<BlockHash>& known = (*request)->chain;
   if (count == 0 || uint64_t{first} + count > known.size()) {
     return absl::InvalidArgumentError(absl::StrCat("put of [", first, ", +", count,

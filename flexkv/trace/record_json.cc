@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cstring>
 
+#include "flexkv/trace/utf8.h"
+
 namespace flexkv::trace {
 namespace {
 
@@ -58,26 +60,6 @@ void AppendHashes(std::string_view name, std::span<const uint64_t> words, const 
     place += 16;
   }
   out->push_back('"');
-}
-
-// How many bytes the UTF-8 character at the start of `text` has; 0: none is there.
-size_t Utf8Length(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const auto tail = [&](size_t i) { return i < text.size() && (byte(i) & 0xC0) == 0x80; };
-  const uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first < 0xE0) return tail(1) ? 2 : 0;
-  if (first >= 0xE0 && first < 0xF0) {
-    if (!tail(1) || !tail(2)) return 0;
-    if (first == 0xE0 && byte(1) < 0xA0) return 0;
-    return first == 0xED && byte(1) >= 0xA0 ? 0 : 3;
-  }
-  if (first >= 0xF0 && first < 0xF5) {
-    if (!tail(1) || !tail(2) || !tail(3)) return 0;
-    if (first == 0xF0 && byte(1) < 0x90) return 0;
-    return first == 0xF4 && byte(1) >= 0x90 ? 0 : 4;
-  }
-  return 0;
 }
 
 void AppendEscaped(std::string_view text, std::string* out) {
@@ -224,6 +206,8 @@ std::span<const BlockHash> HashesToWrite(const TraceRecord& record,
                                          std::span<const BlockHash> chain) {
   if (record.kind == RecordKind::kGet) return chain;
   if (record.kind != RecordKind::kPut) return {};
+  const size_t wanted = size_t{record.blocks} + (record.first_block > 0 ? 1 : 0);
+  if (chain.size() == wanted) return chain;  // else it is the whole chain
   const size_t from =
       std::min<size_t>(chain.size(), record.first_block == 0 ? 0 : record.first_block - 1);
   const size_t end =

@@ -60,11 +60,11 @@ class TraceWriter {
   virtual ~TraceWriter() = default;  // Close(1 s)
 
   // `hashes`: of a get, the prompt's full blocks from the root on; of a put, those of its own range
-  // [first_block, first_block + blocks) only, since a request that decodes puts one block at a time
-  // and its whole chain each time would be quadratic: readers keep what (engine, request) showed
-  // before; empty for evictions, resets, and gets of prompts shorter than a block. Records come in
-  // the order in which the core saw them (a put when it was offered), time_ns never falls. Never
-  // blocks, allocates or fails. One thread at a time.
+  // [first_block, first_block + blocks) and, where it does not start at the root, the one in front
+  // (or the whole chain up to the range's end, of which only these are kept: a request that decodes
+  // puts one block at a time); empty for evictions, resets, and gets of prompts shorter than a
+  // block. Records come in the order in which the core saw them (a put when it was offered):
+  // time_ns never falls. Never blocks, allocates or fails. One thread at a time.
   virtual void Record(const TraceRecord& record, std::span<const BlockHash> hashes) = 0;
 
   // What readers show for `id`: no salt, no token. Before the first record of the namespace, by the

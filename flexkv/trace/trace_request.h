@@ -1,8 +1,8 @@
 // A trace as a cache sees it: one request after another, whatever file format they came from.
 //
 // Streams: a TraceSource hands out batches, so a trace larger than memory costs the memory of one
-// batch. Block ids are made *chained* by the reader (equal id = equal prefix of the same namespace),
-// also where the format's own are not: everything behind may compare single ids.
+// batch. Block ids are made *chained* by the reader (equal id = equal prefix of the same
+// namespace), also where the format's own are not: everything behind may compare single ids.
 #pragma once
 
 #include <cstdint>
@@ -33,12 +33,12 @@ enum class Result : uint8_t { kOk, kPartial, kFailed, kRefused, kUnknown };
 struct Measured {
   bool present = false;
   Result result = Result::kUnknown;
-  uint32_t engine_tokens = 0;  // matched by the engine's own cache
+  uint32_t engine_tokens = 0;                                  // matched by the engine's own cache
   uint32_t cpu_tokens = 0, ssd_tokens = 0, remote_tokens = 0;  // matched by us beyond nothing: the
                                                                // prefix, by the tier it lay in
-  uint32_t loaded_tokens = 0;  // really brought to the device
-  uint64_t match_ns = 0;       // of the lookup, in the daemon
-  uint64_t queue_ns = 0;       // from launch to the first byte moving
+  uint32_t loaded_tokens = 0;                                  // really brought to the device
+  uint64_t match_ns = 0;                                       // of the lookup, in the daemon
+  uint64_t queue_ns = 0;                   // from launch to the first byte moving
   uint64_t load_ns = 0, load_bytes = 0;    // CPU -> device
   uint64_t ssd_ns = 0, ssd_bytes = 0;      // SSD -> CPU, for this request
   uint64_t store_ns = 0, store_bytes = 0;  // device -> CPU
@@ -95,14 +95,17 @@ struct TraceInfo {
   uint64_t bad_lines = 0;
   std::vector<BadLine> first_bad_lines;  // the first 20
   uint64_t dropped_records = 0;          // said by our writer
+  uint64_t clamped_times = 0;    // requests whose time fell: taken as that of the one before
+  uint64_t unresolved_puts = 0;  // our traces: puts whose prefix no earlier line told; left out
 };
 
 class TraceSource {
  public:
   virtual ~TraceSource() = default;
-  // Replaces `batch` by the next requests: at least one, at most about `max_blocks` blocks. False:
-  // the end. InvalidArgument: more bad lines than the limit, names the first. DataLoss: a compressed
-  // file is cut or corrupt. Unavailable: reading failed.
+  // Replaces `batch` by the next requests: at least one (or evictions that no request follows), at
+  // most about `max_blocks` blocks. False:
+  // the end. InvalidArgument: more bad lines than the limit, names the first. DataLoss: a
+  // compressed file is cut or corrupt. Unavailable: reading failed.
   virtual absl::StatusOr<bool> Next(uint64_t max_blocks, RequestBatch* batch) = 0;
   // From the start again. FailedPrecondition: a pipe.
   virtual absl::Status Rewind() = 0;
@@ -111,8 +114,8 @@ class TraceSource {
 };
 
 struct OpenTraceOptions {
-  double max_bad_share = 0.01;      // of all lines; above it (and more than 10 lines) reading fails
-  uint32_t tokens_per_block = 0;    // 0: the format's own
+  double max_bad_share = 0.01;    // of all lines; above it (and more than 10 lines) reading fails
+  uint32_t tokens_per_block = 0;  // 0: the format's own
   uint64_t max_line_bytes = 64ull << 20;
 };
 

@@ -63,6 +63,7 @@ struct Request {
   std::vector<BlockHash> chain;
   uint32_t touched = 0;  // leading blocks of the chain that its lookups have found so far
   RequestHint hint;
+  bool accessed = false;  // made a lookup or an insert
   Lease lease;
   Request* older = nullptr;  // list of leases with a deadline, by deadline
   Request* newer = nullptr;
@@ -158,7 +159,7 @@ struct CacheManager::Impl {
                                           std::span<const BlockHash> suffix);
   absl::StatusOr<LookupAnswer> Lookup(Engine* engine, RequestKey key, uint32_t first,
                                       std::span<const BlockHash> suffix, RequestHint hint);
-  BlockAccess AccessOf(const Request& request) const;
+  BlockAccess NextAccess(Request* request) const;
   PrefixMatch WithoutDamaged(const ClassState& size_class, PrefixMatch match) const;
   void FindTiers(const ClassState& size_class, const Lease& lease, LookupAnswer* answer);
   void EndLease(Request* request);
@@ -187,8 +188,8 @@ struct CacheManager::Impl {
                                 std::span<const BlockHash> suffix, RequestHint hint);
   PutPlan PlanPutOf(Engine* engine, std::span<const BlockHash> chain, uint32_t first,
                     uint32_t count);
-  uint32_t LaunchPut(const Request& request, OpKey key, std::span<const BlockHash> chain,
-                     uint32_t first, const PutPlan& plan);
+  uint32_t LaunchPut(Request* request, OpKey key, std::span<const BlockHash> chain, uint32_t first,
+                     const PutPlan& plan);
   void TakeCompletions();
   void EndPart(uint64_t tag);
   void FinishOp(uint64_t id);

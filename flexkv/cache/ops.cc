@@ -180,10 +180,10 @@ PutPlan CacheManager::Impl::PlanPutOf(Engine* engine, std::span<const BlockHash>
 }
 
 // Returns how many blocks are being copied now.
-uint32_t CacheManager::Impl::LaunchPut(const Request& request, OpKey key,
+uint32_t CacheManager::Impl::LaunchPut(Request* request, OpKey key,
                                        std::span<const BlockHash> chain, uint32_t first,
                                        const PutPlan& plan) {
-  Engine* engine = request.engine;
+  Engine* engine = request->engine;
   SizeClass& store = *engine->size_class->store;
   // The parent may be the next leaf to give way: hold it while room is made. A parent that is still
   // pending cannot be evicted, and neither can the ready blocks before it.
@@ -198,7 +198,7 @@ uint32_t CacheManager::Impl::LaunchPut(const Request& request, OpKey key,
   const std::vector<SlotId> slots = op->slots;
   if (slots.empty()) return 0;
   const auto path = chain.first(plan.start + slots.size());
-  if (!store.Insert(engine->ns->id, path, plan.start, slots, AccessOf(request)).ok()) {
+  if (!store.Insert(engine->ns->id, path, plan.start, slots, NextAccess(request)).ok()) {
     for (SlotId slot : slots) store.slots().Unref(slot);
     return 0;
   }
@@ -227,7 +227,7 @@ absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey req
   const PutPlan plan = PlanPutOf(engine, chain, first, count);
   PutAnswer answer{.held = plan.held};
   if (plan.verdict == PutVerdict::kCopy)
-    answer.accepted = LaunchPut(**request, key, chain, first, plan);
+    answer.accepted = LaunchPut(*request, key, chain, first, plan);
   answer.refused = count - answer.held - answer.accepted;
   Count(engine->ns, &CacheCounters::puts, 1);
   Count(engine->ns, &CacheCounters::put_blocks_offered, count);

@@ -94,7 +94,7 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   EndLease(request);
   RadixTree& tree = engine->size_class->store->tree();
   const PrefixMatch match = WithoutDamaged(
-      *engine->size_class, tree.Match(engine->ns->id, request->chain, {}, AccessOf(*request)));
+      *engine->size_class, tree.Match(engine->ns->id, request->chain, {}, NextAccess(request)));
   request->touched = std::max(request->touched, match.num_blocks);
   Count(engine->ns, &CacheCounters::lookups, 1);
   Count(engine->ns, &CacheCounters::lookup_blocks, request->chain.size());
@@ -117,11 +117,13 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   return answer;
 }
 
-BlockAccess CacheManager::Impl::AccessOf(const Request& request) const {
+BlockAccess CacheManager::Impl::NextAccess(Request* request) const {
   return BlockAccess{.now = now,
-                     .hint = request.hint,
-                     .chain_blocks = static_cast<uint32_t>(request.chain.size()),
-                     .touched_before = request.touched};
+                     .hint = request->hint,
+                     .chain_blocks = static_cast<uint32_t>(request->chain.size()),
+                     .touched_before = request->touched,
+                     .new_request = !std::exchange(request->accessed, true),
+                     .tokens_per_block = request->engine->ns->tokens_per_block};
 }
 
 // How many blocks from the root on need no SSD, and how many of all of them do.
@@ -192,6 +194,7 @@ void CacheManager::Impl::Retire(std::unique_ptr<Request> request) {
     return;
   request->chain.clear();
   request->touched = 0;
+  request->accessed = false;
   request->hint = RequestHint{};
   request->engine = nullptr;
   spare_requests.push_back(std::move(request));

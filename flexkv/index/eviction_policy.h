@@ -38,6 +38,8 @@ struct BlockAccess {
   // The request touched so many leading blocks in an earlier call: Match does not touch them again,
   // so that a request counts once, however often its engine asks.
   uint32_t touched_before = 0;
+  bool new_request = true;        // false: the request made an access before
+  uint32_t tokens_per_block = 0;  // 0: not known
 };
 
 // Consecutive blocks that enter the tree.
@@ -98,7 +100,13 @@ class EvictionPolicy {
   virtual std::string_view name() const = 0;
 };
 
-// Exact least recently used: the word is the sequence number of the block's last access.
+// One file each; policies.h finds them by name.
 std::unique_ptr<EvictionPolicy> MakeLruPolicy();
+std::unique_ptr<EvictionPolicy> MakeLfuPolicy();
+std::unique_ptr<EvictionPolicy> MakeLrfuPolicy();
+std::unique_ptr<EvictionPolicy> MakeS3FifoPolicy();
+std::unique_ptr<EvictionPolicy> MakeArcPolicy();
+std::unique_ptr<EvictionPolicy> MakeGdsfPolicy(EvictionObjective objective);
+std::unique_ptr<EvictionPolicy> MakeA2crPolicy();
 
 }  // namespace flexkv

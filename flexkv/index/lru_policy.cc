@@ -1,3 +1,4 @@
+// Exact least recently used: the word is the sequence number of the block's last access.
 #include <algorithm>
 
 #include "flexkv/index/eviction_policy.h"

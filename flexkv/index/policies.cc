@@ -16,6 +16,12 @@ struct Entry {
 
 constexpr std::array kPolicies = {
     Entry{"lru", [](EvictionObjective) { return MakeLruPolicy(); }},
+    Entry{"lfu", [](EvictionObjective) { return MakeLfuPolicy(); }},
+    Entry{"lrfu", [](EvictionObjective) { return MakeLrfuPolicy(); }},
+    Entry{"s3fifo", [](EvictionObjective) { return MakeS3FifoPolicy(); }},
+    Entry{"arc", [](EvictionObjective) { return MakeArcPolicy(); }},
+    Entry{"gdsf", [](EvictionObjective objective) { return MakeGdsfPolicy(objective); }},
+    Entry{"a2cr", [](EvictionObjective) { return MakeA2crPolicy(); }},
 };
 
 constexpr auto kNames = [] {

@@ -388,9 +388,10 @@ std::span<const BlockHash> CacheManager::ChainOf(EngineHandle engine, RequestKey
   return known->chain;
 }
 
-NamespaceId CacheManager::NamespaceOf(EngineHandle engine) const {
+CacheManager::NamespaceInfo CacheManager::NamespaceOf(EngineHandle engine) const {
   const Engine* found = impl_->FindEngine(engine);
-  return found == nullptr ? 0 : found->ns->id;
+  if (found == nullptr) return {};
+  return {found->ns->id, found->ns->tokens_per_block, found->ns->label};
 }
 
 absl::Status CacheManager::CheckInvariants() const { return impl_->CheckInvariants(); }

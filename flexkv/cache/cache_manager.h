@@ -19,6 +19,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -255,8 +256,12 @@ class CacheManager {
   const CacheCounters& counters() const;
   // As it is known now: empty for unknown ids; valid until the next call that changes anything.
   std::span<const BlockHash> ChainOf(EngineHandle engine, RequestKey request) const;
-  // The namespace of an engine, of its present epoch; 0 for unknown ones.
-  NamespaceId NamespaceOf(EngineHandle engine) const;
+  struct NamespaceInfo {
+    NamespaceId id = 0;  // of the present epoch; 0: unknown engine
+    uint32_t tokens_per_block = 0;
+    std::string_view label;  // valid until the next call that changes anything
+  };
+  NamespaceInfo NamespaceOf(EngineHandle engine) const;
   // Conservation (slots = free + resident + in flight), tree and table invariants, pins = leases.
   // Internal with the first that is broken. For tests; O(everything).
   absl::Status CheckInvariants() const;

@@ -19,6 +19,7 @@
 #include "flexkv/base/units.h"
 #include "flexkv/server/config_read.h"
 #include "flexkv/server/config_ssd_keys.h"
+#include "flexkv/server/config_trace_keys.h"
 #include "flexkv/storage/segment_store.h"
 
 namespace flexkv {
@@ -96,6 +97,18 @@ absl::Status ReadTokensPerBlock(const Json& value, uint32_t* target) {
       "values other than 0 (the engine's block size) are not in this build");
 }
 
+const char* ObjectiveName(EvictionObjective objective) {
+  return objective == EvictionObjective::kTokens ? "tokens" : "compute";
+}
+
+absl::Status ReadObjective(const Json& value, EvictionObjective* target) {
+  std::string name;
+  if (absl::Status status = ReadChoice(value, {"tokens", "compute"}, &name); !status.ok())
+    return status;
+  *target = name == "tokens" ? EvictionObjective::kTokens : EvictionObjective::kCompute;
+  return absl::OkStatus();
+}
+
 struct Key {
   const char* name;
   absl::Status (*read)(const Json& value, const ConfigContext& context, DaemonConfig* config);
@@ -124,7 +137,7 @@ const std::vector<std::string>& Policies() {
   return *names;
 }
 
-const std::array<Key, 20> kKeys = {{
+const std::array<Key, 21> kKeys = {{
     FLEXKV_KEY("cpu_cache_bytes", ReadCacheBytes(v, context, c)),
     FLEXKV_KEY("num_cpu_blocks", ReadInteger(v, 1, kNoLimit, &c->num_cpu_blocks)),
     FLEXKV_KEY("segment_bytes",
@@ -132,6 +145,7 @@ const std::array<Key, 20> kKeys = {{
     FLEXKV_KEY("evict_ratio", ReadRatio(v, true, &c->evict_ratio)),
     FLEXKV_KEY("evict_start_ratio", ReadRatio(v, false, &c->evict_start_ratio)),
     FLEXKV_KEY("eviction_policy", ReadChoice(v, Policies(), &c->eviction_policy)),
+    FLEXKV_KEY("eviction_objective", ReadObjective(v, &c->eviction_objective)),
     FLEXKV_KEY("tokens_per_block", ReadTokensPerBlock(v, &c->tokens_per_block)),
     FLEXKV_KEY("lease_timeout_ms", ReadInteger(v, 1, kDayMs, &c->lease_timeout_ms)),
     FLEXKV_KEY("socket_dir", ReadSocketDir(v, &c->socket_dir)),
@@ -151,10 +165,9 @@ const std::array<Key, 20> kKeys = {{
 
 // Keys that other builds know. Their "off" values are accepted, so that one file serves several
 // builds.
-constexpr std::array<const char*, 9> kOtherBuilds = {
-    "enable_remote",       "num_remote_blocks",   "remote_cache_bytes",
-    "use_ce_transfer_h2d", "use_ce_transfer_d2h", "transfer_sms_h2d",
-    "transfer_sms_d2h",    "enable_trace",        "trace_file_path"};
+constexpr std::array<const char*, 7> kOtherBuilds = {
+    "enable_remote",       "num_remote_blocks", "remote_cache_bytes", "use_ce_transfer_h2d",
+    "use_ce_transfer_d2h", "transfer_sms_h2d",  "transfer_sms_d2h"};
 
 bool IsOff(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -166,6 +179,7 @@ absl::Status UnknownKey(const std::string& name) {
   std::vector<std::string> known(std::begin(kOtherBuilds), std::end(kOtherBuilds));
   for (const Key& key : kKeys) known.emplace_back(key.name);
   for (const SsdKey& key : SsdKeys()) known.emplace_back(key.name);
+  for (const TraceKey& key : TraceKeys()) known.emplace_back(key.name);
   const std::string nearest = NearestName(name, known);
   return absl::InvalidArgumentError(
       nearest.empty() ? "unknown key" : absl::StrCat("unknown key; did you mean ", nearest, "?"));
@@ -179,6 +193,10 @@ absl::Status ReadKey(const std::string& name, const Json& value, const ConfigCon
   for (const SsdKey& key : SsdKeys()) {
     if (name != key.name) continue;
     return value.is_null() ? absl::OkStatus() : key.read(value, &config->ssd);
+  }
+  for (const TraceKey& key : TraceKeys()) {
+    if (name != key.name) continue;
+    return value.is_null() ? absl::OkStatus() : key.read(value, &config->trace);
   }
   for (const char* other : kOtherBuilds) {
     if (name != other) continue;
@@ -245,6 +263,7 @@ absl::StatusOr<DaemonConfig> ParseConfig(std::string_view text, const ConfigCont
     }
   }
   if (absl::Status status = CheckSsdKeys(config.ssd); !status.ok()) return status;
+  if (absl::Status status = CheckTraceKeys(config.trace); !status.ok()) return status;
   FinishConfig(context, &config);
   return config;
 }
@@ -286,7 +305,9 @@ std::string ConfigToJson(const DaemonConfig& config) {
   json["prefault"] = config.prefault;
   json["numa_node"] = config.numa_node;
   SsdToJson(config.ssd, &json);
+  TraceToJson(config.trace, &json);
   json["eviction_policy"] = config.eviction_policy;
+  json["eviction_objective"] = ObjectiveName(config.eviction_objective);
   json["evict_ratio"] = config.evict_ratio;
   json["evict_start_ratio"] = config.evict_start_ratio;
   json["tokens_per_block"] = config.tokens_per_block;

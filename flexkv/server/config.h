@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "flexkv/index/policies.h"
 #include "flexkv/server/config_ssd.h"
+#include "flexkv/server/config_trace.h"
 
 namespace flexkv {
 
@@ -27,9 +28,11 @@ struct DaemonConfig {
   int numa_node = -1;                   // -1: wherever the kernel puts it
 
   SsdConfig ssd;
+  TraceConfig trace;
 
   // Policy.
   std::string eviction_policy{kDefaultPolicy};
+  EvictionObjective eviction_objective = EvictionObjective::kTokens;
   double evict_ratio =
       0.01;  // share of a full size class evicted ahead per round; 0 = only what is needed
   double evict_start_ratio = 0.98;    // background eviction starts above this share of slots used

@@ -47,6 +47,10 @@ ControlLoop::ControlLoop(Options options, MemfdSegmentStore* segments, SsdTier* 
       started_(clock_.Now()),
       last_client_(started_) {
   executor_.SetDirectory(this);
+  if (options_.trace != nullptr) {
+    recorder_ = std::make_unique<TraceRecorder>(options_.trace->recorder_options(), &manager_,
+                                                &clock_, options_.trace);
+  }
 }
 
 ControlLoop::~ControlLoop() { Stop(); }
@@ -80,6 +84,7 @@ void ControlLoop::Run() {
     }
     shm::SleepOnBell(doorbell_, SleepTime(), [this] { return HasWork() || stopping_.load(); });
   }
+  if (recorder_ != nullptr) recorder_->Finish();
 }
 
 bool ControlLoop::Round() {
@@ -164,11 +169,12 @@ absl::Status ControlLoop::Handle(ClientConnection* client) {
   if (client->engine == nullptr) return absl::OkStatus();
   const EngineHandle handle = client->engine->handle();
   if (type != shm::MessageType::kLookup) {
-    return HandleSchedulerMessage(&manager_, handle, message_, payload_, client->engine, now_);
+    return HandleSchedulerMessage(&manager_, handle, message_, payload_, client->engine, now_,
+                                  recorder_.get());
   }
   const TimeNs start = clock_.Now();
-  absl::Status status =
-      HandleSchedulerMessage(&manager_, handle, message_, payload_, client->engine, start);
+  absl::Status status = HandleSchedulerMessage(&manager_, handle, message_, payload_,
+                                               client->engine, start, recorder_.get());
   match_latency_ns_.Record(clock_.Now() - start);
   return status;
 }
@@ -185,6 +191,7 @@ void ControlLoop::TickIfDue() {
   }
   executor_.SyncSegments();
   manager_.Tick(now_);
+  if (recorder_ != nullptr) recorder_->Tick(now_);
   // Results of the SSD tier made room for what waits: that is looked at soon, not in 100 ms.
   dirty_ =
       executor_.TakeBlocked() || executor_.HasResults() || ssd_results || manager_.WantsTicks();
@@ -213,6 +220,7 @@ void ControlLoop::DeliverEvents() {
 
 // Handle 0 is nobody's: an engine that is not complete has it too.
 void ControlLoop::Deliver(const ManagerEvent& event) {
+  if (recorder_ != nullptr) recorder_->OnEvent(event);
   if (event.engine == 0) {
     if (event.kind == ManagerEvent::Kind::kResetDone) FinishClear(event);
     return;
@@ -335,6 +343,7 @@ void ControlLoop::Violate(ClientConnection* client, const std::string& reason) {
 
 void ControlLoop::Leave(ClientConnection* client) {
   if (EngineConnection* engine = client->engine) {
+    if (recorder_ != nullptr && engine->handle() != 0) recorder_->OnDetach(engine->handle(), now_);
     engine->Remove(client, now_);
     if (engine->Empty()) engines_.erase(client->hello().engine);
   }
@@ -370,8 +379,19 @@ uint32_t ControlLoop::Clear(const std::string& label, std::function<void(ClearOu
   dirty_ = true;
   const uint64_t tag = next_clear_++;
   const uint32_t namespaces = manager_.ResetByLabel(label, tag, now_);
+  if (recorder_ != nullptr) recorder_->OnReset(0, now_);
   clears_.emplace(tag, PendingClear{{.namespaces = namespaces}, std::move(done)});
   return namespaces;
+}
+
+TraceSnapshot ControlLoop::SnapshotOfTrace() const {
+  if (recorder_ == nullptr) return {};
+  return {.enabled = true,
+          .path = options_.trace->path(),
+          .writer = options_.trace->stats(),
+          .open_records = recorder_->open(),
+          .unfinished = recorder_->unfinished(),
+          .skipped = recorder_->skipped()};
 }
 
 DaemonSnapshot ControlLoop::TakeSnapshot() {
@@ -390,6 +410,7 @@ DaemonSnapshot ControlLoop::TakeSnapshot() {
   snapshot.memory = segments_->stats();
   if (ssd_ != nullptr) snapshot.ssd_devices = ssd_->Snapshot(now_);
   snapshot.match_latency_ns = match_latency_ns_.snapshot();
+  snapshot.trace = SnapshotOfTrace();
   constexpr std::array<const char*, 2> kNames = {"device_to_cpu", "cpu_to_device"};
   for (size_t i = 0; i < kNames.size(); ++i) {
     const DeviceExecutor::RouteMetrics& metrics = executor_.metrics(static_cast<Route>(i));

@@ -21,6 +21,7 @@
 #include "flexkv/server/mailbox.h"
 #include "flexkv/server/snapshot.h"
 #include "flexkv/server/ssd_tier.h"
+#include "flexkv/server/trace_log.h"
 #include "flexkv/transfer/transfer_engine.h"
 
 namespace flexkv {
@@ -31,6 +32,7 @@ struct ControlLoopOptions {
   uint32_t spin_us = 20;
   uint64_t idle_exit_s = 0;
   uint64_t boot_id = 0;
+  TraceLog* trace = nullptr;  // outlives the loop; null: no trace
   // Called once on the control thread when there was no client for idle_exit_s.
   std::function<void()> on_idle_exit;
 };
@@ -94,6 +96,7 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   TimeNs SleepTime() const;
   void CheckIdleExit();
   void ReportPages();
+  TraceSnapshot SnapshotOfTrace() const;
 
   void Admit(NewClient client);
   absl::Status Place(const ClientHello& hello, pid_t pid);
@@ -116,6 +119,7 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   DeviceExecutor executor_;
   TransferEngine transfers_;
   CacheManager manager_;
+  std::unique_ptr<TraceRecorder> recorder_;  // null: no trace
   IoThread* io_ = nullptr;
   const TimeNs started_;
 

@@ -18,6 +18,7 @@
 #include "flexkv/server/metrics_server.h"
 #include "flexkv/server/ssd_tier.h"
 #include "flexkv/server/status_proto.h"
+#include "flexkv/server/trace_log.h"
 #include "proto/packet_socket.h"
 #include "spdlog/spdlog.h"
 
@@ -57,6 +58,7 @@ ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id,
   options.cache.num_cpu_blocks = config.num_cpu_blocks;
   options.cache.segment_bytes = config.segment_bytes;
   options.cache.eviction_policy = config.eviction_policy;
+  options.cache.objective = config.eviction_objective;
   options.cache.evict_ratio = config.evict_ratio;
   options.cache.evict_start_ratio = config.evict_start_ratio;
   options.cache.lease_timeout_ns = config.lease_timeout_ms * kNsPerMs;
@@ -133,7 +135,8 @@ struct DaemonServer::Impl {
     metrics.reset();
     admin.reset();
     if (loop != nullptr) loop->Stop();  // before the I/O thread: it asks that one to forget clients
-    if (ssd != nullptr) ssd->Close();   // before the loop's manager, which gives the arena back
+    if (trace != nullptr) trace->Close();
+    if (ssd != nullptr) ssd->Close();  // before the loop's manager, which gives the arena back
     io.reset();
   }
 
@@ -151,7 +154,8 @@ struct DaemonServer::Impl {
   UniqueFd doorbell_fd;
   SharedMapping doorbell;
   std::unique_ptr<MemfdSegmentStore> segments;
-  std::unique_ptr<SsdTier> ssd;  // null: none
+  std::unique_ptr<SsdTier> ssd;     // null: none
+  std::unique_ptr<TraceLog> trace;  // null: none
   std::unique_ptr<ControlLoop> loop;
   std::unique_ptr<IoThread> io;
   std::unique_ptr<AdminServer> admin;
@@ -217,8 +221,16 @@ absl::Status DaemonServer::Impl::StartAll(const DaemonConfig& config,
   // Recovery comes first: engines find the socket when everything that was committed is known.
   DaemonConfig effective = config;
   if (absl::Status status = OpenSsd(&effective.ssd); !status.ok()) return status;
-  loop = std::make_unique<ControlLoop>(LoopOptions(effective, boot_id, on_stop_wanted),
-                                       segments.get(), ssd.get(), doorbell_fd.get(), Doorbell());
+  if (config.trace.enabled) {
+    absl::StatusOr<std::unique_ptr<TraceLog>> log =
+        TraceLog::Open(config.trace, ConfigToJson(effective), SteadyClock().Now());
+    if (!log.ok()) return log.status();
+    trace = std::move(*log);
+  }
+  ControlLoopOptions options = LoopOptions(effective, boot_id, on_stop_wanted);
+  options.trace = trace.get();
+  loop = std::make_unique<ControlLoop>(std::move(options), segments.get(), ssd.get(),
+                                       doorbell_fd.get(), Doorbell());
   return StartOutside(config, std::move(on_stop_wanted));
 }
 

@@ -71,6 +71,8 @@ absl::StatusOr<DaemonConfig> EffectiveConfig(const Flags& flags) {
 int CheckOnly(DaemonConfig config) {
   if (absl::Status status = ResolveSsd(SsdResolve::kCheck, &config.ssd); !status.ok())
     return Fail(kExitConfig, Words(status));
+  if (absl::Status status = CheckTracePath(config.trace); !status.ok())
+    return Fail(kExitConfig, Words(status));
   std::printf("%s\n", ConfigToJson(config).c_str());
   return kExitOk;
 }
@@ -153,9 +155,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   app.add_option("--config", flags.config_path, "JSON file with the configuration")
       ->type_name("FILE");
-  app.add_option(
-         "--check-config", flags.check_path,
-         "check FILE and the SSD directories it names, print the effective values, exit 0 or 2")
+  app.add_option("--check-config", flags.check_path,
+                 "check FILE and the directories it names, print the effective values, exit 0 or 2")
       ->type_name("FILE");
   app.add_option("--socket-dir", flags.socket_dir,
                  "directory of the sockets (default $FLEXKV_SOCKET_DIR, $XDG_RUNTIME_DIR/flexkv or "

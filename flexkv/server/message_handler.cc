@@ -22,6 +22,7 @@ struct Request {
   std::span<const std::byte> payload;
   EngineSink* sink;
   TimeNs now;
+  TraceRecorder* recorder;
 };
 
 absl::Status Violation(const char* what) { return absl::InvalidArgumentError(what); }
@@ -88,6 +89,10 @@ absl::Status HandleLookup(const Request& r) {
       reply.first = answer->matched_blocks;
       reply.count = answer->warm_blocks;
       reply.lease = answer->lease;
+      if (r.recorder != nullptr) {
+        r.recorder->OnLookup(r.engine, r.message.request, *answer,
+                             {fields.prompt_tokens, fields.hint}, r.now);
+      }
     }
   }
   r.sink->ToScheduler(reply);
@@ -103,6 +108,7 @@ absl::Status HandleLoad(const Request& r) {
   if (r.engine != 0) {
     status = r.manager->Load(r.engine, m.request, m.op, m.lease, m.first, m.count,
                              r.now);  // tells the ranks itself
+    if (r.recorder != nullptr) r.recorder->OnLoad(r.engine, m.request, m.op, status, r.now);
   } else {
     r.sink->RefuseAtWorkers(m.op, Route::kCpuToDevice);
   }
@@ -134,6 +140,8 @@ absl::Status HandlePut(const Request& r) {
   if (r.engine != 0) {
     answer = r.manager->Put(r.engine, m.request, m.op, m.first, m.count,
                             static_cast<uint32_t>(suffix_first), suffix, r.now);
+    if (r.recorder != nullptr && answer.ok())
+      r.recorder->OnPut(r.engine, m.request, m.op, m.first, m.count, *answer, r.now);
   }
   if (answer.ok()) {
     reply.first = answer->held;
@@ -153,8 +161,10 @@ absl::Status HandlePut(const Request& r) {
 absl::Status HandleReset(const Request& r) {
   if (!r.payload.empty()) return Violation("a reset has a payload");
   Message reply = ReplyTo(r.message, MessageType::kResetReply);
+  const CacheManager::NamespaceInfo ended = r.manager->NamespaceOf(r.engine);
   const absl::Status status = r.engine == 0 ? absl::UnavailableError("the engine is not complete")
                                             : r.manager->Reset(r.engine, r.message.request, r.now);
+  if (status.ok() && r.recorder != nullptr) r.recorder->OnReset(ended.id, r.now);
   if (status.ok()) return absl::OkStatus();  // answered by its kResetDone
   reply.status = static_cast<uint32_t>(ToWire(status));
   r.sink->ToScheduler(reply);
@@ -165,8 +175,10 @@ absl::Status HandleRecordGet(const Request& r) {
   shm::GetRecordBody body;
   if (!ReadBody(r.payload, &body)) return Violation("a get record has the wrong size");
   if (r.engine == 0) return absl::OkStatus();
-  r.manager->RecordGet(r.engine, {body.prompt, body.engine_matched, body.offered, body.taken,
-                                  body.loaded, body.failed});
+  const CacheManager::GetRecord record{body.prompt, body.engine_matched, body.offered,
+                                       body.taken,  body.loaded,         body.failed};
+  r.manager->RecordGet(r.engine, record);
+  if (r.recorder != nullptr) r.recorder->OnGet(r.engine, r.message.request, record, r.now);
   return absl::OkStatus();
 }
 
@@ -185,8 +197,8 @@ absl::Status HandleEngineStats(const Request& r) {
 
 absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine,
                                     const Message& message, std::span<const std::byte> payload,
-                                    EngineSink* sink, TimeNs now) {
-  const Request request{manager, engine, message, payload, sink, now};
+                                    EngineSink* sink, TimeNs now, TraceRecorder* recorder) {
+  const Request request{manager, engine, message, payload, sink, now, recorder};
   switch (static_cast<MessageType>(message.type)) {
     case MessageType::kLookup:
       return HandleLookup(request);
@@ -200,7 +212,9 @@ absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine,
       return absl::OkStatus();
     case MessageType::kEndRequest:
       if (!payload.empty()) return Violation("an end of request has a payload");
-      if (engine != 0) manager->EndRequest(engine, message.request);
+      if (engine == 0) return absl::OkStatus();
+      if (recorder != nullptr) recorder->OnEndRequest(engine, message.request, now);
+      manager->EndRequest(engine, message.request);
       return absl::OkStatus();
     case MessageType::kReset:
       return HandleReset(request);

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "flexkv/cache/cache_manager.h"
+#include "flexkv/server/trace_recorder.h"
 #include "proto/shm_layout.h"
 
 namespace flexkv {
@@ -22,12 +23,13 @@ class EngineSink {
   virtual void OnStats(const shm::EngineStatsBody& stats) = 0;
 };
 
-// Handles one request of a scheduler. `engine` is 0 while the engine is not complete: lookups then
-// answer 0 and ops are refused. InvalidArgument, in words: the client broke the protocol and must
-// be dropped. What may happen to an honest client (a request unknown after a detach, no room) is an
-// answer, not an error.
+// Handles one request of a scheduler; `recorder` (null: none) sees what becomes of it. `engine` is
+// 0 while the engine is not complete: lookups then answer 0 and ops are refused. InvalidArgument,
+// in words: the client broke the protocol and must be dropped. What may happen to an honest client
+// (a request unknown after a detach, no room) is an answer, not an error.
 absl::Status HandleSchedulerMessage(CacheManager* manager, EngineHandle engine,
                                     const shm::Message& message, std::span<const std::byte> payload,
-                                    EngineSink* sink, TimeNs now);
+                                    EngineSink* sink, TimeNs now,
+                                    TraceRecorder* recorder = nullptr);
 
 }  // namespace flexkv

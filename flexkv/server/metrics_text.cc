@@ -135,6 +135,24 @@ void AddRoutes(const DaemonSnapshot& s, PrometheusText* page) {
               1e-9);
 }
 
+void AddTrace(const TraceSnapshot& t, PrometheusText* page) {
+  page->Gauge("flexkv_trace_enabled", "1 when requests are recorded.", t.enabled ? 1 : 0);
+  if (!t.enabled) return;
+  page->Counter("flexkv_trace_records_total", "Records given to the writer.", t.writer.records);
+  page->Counter("flexkv_trace_dropped_total", "Records the writer could not keep up with.",
+                t.writer.dropped);
+  page->Counter("flexkv_trace_lost_total", "Records that the disk did not take.", t.writer.lost);
+  page->Counter("flexkv_trace_written_bytes_total", "Bytes of trace, as stored.",
+                t.writer.written_bytes);
+  page->Counter("flexkv_trace_files_total", "Files made.", t.writer.files);
+  page->Counter("flexkv_trace_disk_errors_total", "Failures of the trace's disk.",
+                t.writer.disk_errors);
+  page->Counter("flexkv_trace_unfinished_total", "Records handed on as they stood.", t.unfinished);
+  page->Counter("flexkv_trace_skipped_total", "Requests not recorded.", t.skipped);
+  page->Gauge("flexkv_trace_open_records", "Records held until they are complete.",
+              static_cast<double>(t.open_records));
+}
+
 void AddEngines(const DaemonSnapshot& s, PrometheusText* page) {
   struct Row {
     const char* name;
@@ -180,6 +198,7 @@ std::string MetricsText(const DaemonSnapshot& snapshot) {
   AddNamespaces(snapshot, &page);
   AddRoutes(snapshot, &page);
   AddSsdMetrics(snapshot, &page);
+  AddTrace(snapshot.trace, &page);
   AddClients(snapshot, &page);
   AddEngines(snapshot, &page);
   return page.text();

@@ -11,6 +11,7 @@
 #include "flexkv/cache/cache_manager.h"
 #include "flexkv/storage/segment_store.h"
 #include "flexkv/storage/ssd/ssd_device.h"
+#include "flexkv/trace/trace_writer.h"
 #include "proto/shm_layout.h"
 
 namespace flexkv {
@@ -50,6 +51,15 @@ struct SsdDeviceSnapshot {
   SsdTrafficSnapshot read, write;
 };
 
+struct TraceSnapshot {
+  bool enabled = false;
+  std::string path;  // of the first file
+  trace::TraceWriterStats writer;
+  uint64_t open_records = 0;  // held until they are complete
+  uint64_t unfinished = 0;    // handed on as they stood
+  uint64_t skipped = 0;       // not recorded: too many requests at a time
+};
+
 struct DaemonSnapshot {
   std::string version;
   uint64_t boot_id = 0;
@@ -67,6 +77,7 @@ struct DaemonSnapshot {
   std::array<RouteSnapshot, 2> routes;
   std::vector<EngineSnapshot> engines;
   std::vector<SsdDeviceSnapshot> ssd_devices;
+  TraceSnapshot trace;
 };
 
 }  // namespace flexkv

@@ -157,6 +157,20 @@ void Fill(const SsdDeviceSnapshot& from, admin::v1::SsdDevice* to) {
   to->set_device_written_bytes(from.status.disk.written_bytes);
 }
 
+void Fill(const TraceSnapshot& from, admin::v1::Trace* to) {
+  to->set_enabled(from.enabled);
+  to->set_path(from.path);
+  to->set_records(from.writer.records);
+  to->set_dropped(from.writer.dropped);
+  to->set_lost(from.writer.lost);
+  to->set_written_bytes(from.writer.written_bytes);
+  to->set_files(from.writer.files);
+  to->set_disk_errors(from.writer.disk_errors);
+  to->set_open_records(from.open_records);
+  to->set_unfinished(from.unfinished);
+  to->set_skipped(from.skipped);
+}
+
 }  // namespace
 
 const char* PageKindName(PageKind kind) {
@@ -203,6 +217,7 @@ void ToProto(const DaemonSnapshot& snapshot, admin::v1::StatusReply* reply) {
   reply->set_requests(snapshot.cache.requests);
   Fill(snapshot.cache.ssd, reply->mutable_ssd());
   for (const SsdDeviceSnapshot& item : snapshot.ssd_devices) Fill(item, reply->add_ssd_devices());
+  Fill(snapshot.trace, reply->mutable_trace());
 }
 
 }  // namespace flexkv

@@ -147,6 +147,16 @@ void AddLatencies(const StatusReply& status, std::string* out) {
   }
 }
 
+void AddTrace(const admin::v1::Trace& t, std::string* out) {
+  absl::StrAppendFormat(out, "trace       %s: %d records, %s in %d file(s); %d held\n", t.path(),
+                        t.records(), FormatBytes(t.written_bytes()), t.files(), t.open_records());
+  if (t.dropped() + t.lost() + t.disk_errors() + t.unfinished() + t.skipped() == 0) return;
+  absl::StrAppendFormat(out,
+                        "            NOT COMPLETE: %d dropped, %d lost in %d disk error(s), %d "
+                        "unfinished, %d requests skipped\n",
+                        t.dropped(), t.lost(), t.disk_errors(), t.unfinished(), t.skipped());
+}
+
 void AddEngines(const StatusReply& status, std::string* out) {
   for (const admin::v1::Engine& e : status.engines()) {
     absl::StrAppendFormat(out, "\nengine      %s: %s, %d of %d rank(s), scheduler pid %d\n",
@@ -177,6 +187,7 @@ std::string StatusText(const StatusReply& status) {
   if (status.ssd_devices_size() > 0) AddSsd(status, &out);
   AddCounters(status.counters(), "", &out);
   AddLatencies(status, &out);
+  if (status.trace().enabled()) AddTrace(status.trace(), &out);
   absl::StrAppendFormat(&out, "now         %d leases, %d copies under way, %d requests known\n",
                         status.leases(), status.ops_in_flight(), status.requests());
   absl::StrAppendFormat(&out,

@@ -11,6 +11,7 @@
 #include "flexkv/server/config.h"
 #include "flexkv/server/hello.h"
 #include "flexkv/server/message_handler.h"
+#include "flexkv/server/trace_recorder.h"
 #include "proto/shm_ring.h"
 #include "tests/support/content_oracle.h"
 #include "tests/support/fake_segment_store.h"
@@ -75,6 +76,28 @@ class FuzzExecutor : public Executor {
  private:
   std::vector<TransferOp> waiting_;
   std::vector<OpResult> ended_;
+};
+
+// What comes of a hostile scheduler's messages must still be a trace.
+struct CheckingRecords : RecordSink {
+  void Name(NamespaceId ns, std::string_view label) override {
+    Require(ns != 0 && label == "label", "a namespace without its name");
+  }
+  void Take(const trace::TraceRecord& record, std::span<const BlockHash> hashes) override {
+    Require(record.time_ns >= last, "a trace's times fall");
+    last = record.time_ns;
+    Require(record.hint.valid(), "a hint that is none");
+    if (record.kind == trace::RecordKind::kPut) {
+      Require(hashes.size() == record.blocks + (record.first_block > 0 ? 1 : 0),
+              "a put without its hashes");
+      Require(record.held_blocks + record.accepted_blocks + record.refused_blocks == record.blocks,
+              "a put's blocks do not add up");
+    } else if (record.kind == trace::RecordKind::kGet) {
+      const uint64_t matched = uint64_t{record.matched_cpu_tokens} + record.matched_ssd_tokens;
+      Require(matched <= hashes.size() * 16, "more tokens matched than asked for");
+    }
+  }
+  TimeNs last = 0;
 };
 
 struct CountingSink : EngineSink {
@@ -142,6 +165,9 @@ std::vector<std::string> ConfigCorpus() {
       R"({"enable_ssd": true, "ssd_cache_dir": ["/a", "/b/../c"], "ssd_cache_bytes": "12.5%",
           "ssd_write_budget": "200MB/s", "ssd_backend": "threads", "ssd_admission": "second_touch",
           "num_ssd_blocks": 7, "ssd_segment_bytes": "1GiB", "ssd_cache_iouring_entries": 64})",
+      R"({"enable_trace": true, "trace_file_path": "/tmp/t.jsonl", "trace_rotate_bytes": "64KiB",
+          "trace_compress": "zstd", "trace_hashes": "full", "trace_max_files": 3,
+          "eviction_objective": "compute"})",
       R"([[[[[[[[[[[[[[[[[)",
       R"({"a":{"a":{"a":{"a":1}}}})",
       R"({"evict_ration": -1, "x": "\ud800"})"};
@@ -236,24 +262,35 @@ void FuzzMessages(FuzzInput input) {
   EngineSpec spec{"key", "label", {64 << 10, 64 << 10}, 16};  // few slots: eviction at once
   EngineHandle engine = manager.AttachEngine(spec, now).value();
   CountingSink sink;
+  CheckingRecords records;
+  ManualClock clock;
+  TraceRecorder recorder({.max_open = 8, .max_open_blocks = 300}, &manager, &clock, &records);
   std::vector<ManagerEvent> events;
   Reader in(input.first(std::min<size_t>(input.size(), 4096)));
   while (!in.empty()) {
     const shm::Message message = TakeMessage(&in, sink.last_lease);
     const std::vector<std::byte> payload = TakePayload(&in, message);
     // A violation is one of the answers; a daemon would drop the client, the fuzzer goes on.
-    HandleSchedulerMessage(&manager, engine, message, payload, &sink, now).IgnoreError();
+    HandleSchedulerMessage(&manager, engine, message, payload, &sink, now, &recorder).IgnoreError();
     const auto what = in.Take<uint8_t>();
     now += what * kNsPerMs;
+    clock.Advance(what * kNsPerMs);
     executor.End(what);
-    if (what % 4 == 0) manager.Tick(now);
+    if (what % 4 == 0) {
+      manager.Tick(now);
+      recorder.Tick(now);
+    }
     if (what == 254) {
+      recorder.OnDetach(engine, now);
       manager.DetachEngine(engine, now);
       engine = manager.AttachEngine(spec, now).value();
     }
     events.clear();
     manager.TakeEvents(&events);
+    for (const ManagerEvent& event : events) recorder.OnEvent(event);
   }
+  recorder.Finish();
+  Require(recorder.open() == 0, "a record was never handed on");
   const absl::Status invariants = manager.CheckInvariants();
   if (!invariants.ok()) std::fprintf(stderr, "%s\n", invariants.ToString().c_str());
   Require(invariants.ok(), "the manager's invariants are broken");

@@ -37,10 +37,23 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{R"({"num_remote_blocks": 5})", "num_remote_blocks", "not in this build"},
         ErrorCase{R"({"use_ce_transfer_h2d": true})", "use_ce_transfer_h2d", "not in this build"},
         ErrorCase{R"({"transfer_sms_d2h": 8})", "transfer_sms_d2h", "not in this build"},
-        ErrorCase{R"({"enable_trace": true})", "enable_trace", "not in this build"},
-        ErrorCase{R"({"trace_file_path": "/x"})", "trace_file_path", "not in this build"},
         ErrorCase{R"({"tokens_per_block": 32})", "tokens_per_block", "not in this build"},
-        ErrorCase{R"({"eviction_policy": "lfu"})", "eviction_policy", "one of lru"},
+        ErrorCase{R"({"eviction_policy": "mru"})", "eviction_policy", "one of lru"},
+        ErrorCase{R"({"eviction_objective": "bytes"})", "eviction_objective", "tokens, compute"},
+        // the trace
+        ErrorCase{R"({"enable_trace": true})", "enable_trace", "needs trace_file_path"},
+        ErrorCase{R"({"enable_trace": 1})", "enable_trace", "true or false"},
+        ErrorCase{R"({"enable_traces": true})", "enable_traces", "did you mean enable_trace?"},
+        ErrorCase{R"({"trace_file_path": "x.jsonl"})", "trace_file_path", "absolute path"},
+        ErrorCase{R"({"trace_file_path": "/tmp/"})", "trace_file_path", "absolute path of a file"},
+        ErrorCase{R"({"trace_file_path": "/tmp/a\nb"})", "trace_file_path", "absolute path"},
+        ErrorCase{R"({"trace_file_path": 3})", "trace_file_path", "string"},
+        ErrorCase{R"({"trace_rotate_bytes": 5})", "trace_rotate_bytes", "at least 64.0 KiB"},
+        ErrorCase{R"({"trace_rotate_bytes": "1 bit"})", "trace_rotate_bytes", "not a size"},
+        ErrorCase{R"({"trace_max_files": -1})", "trace_max_files", "whole number"},
+        ErrorCase{R"({"trace_compress": "gzip"})", "trace_compress", "none, zstd"},
+        ErrorCase{R"({"trace_compress": true})", "trace_compress", "string"},
+        ErrorCase{R"({"trace_hashes": "long"})", "trace_hashes", "none, short, full"},
         // wrong types
         ErrorCase{R"({"cpu_cache_bytes": true})", "cpu_cache_bytes", "not true"},
         ErrorCase{R"({"cpu_cache_bytes": 1.5})", "cpu_cache_bytes", "not 1.5"},
@@ -121,6 +134,42 @@ TEST(ConfigTest, WhatIsPrintedIsReadBack) {
   ASSERT_TRUE(again.ok()) << again.status() << printed;
   EXPECT_EQ(ConfigToJson(*again), printed);
   EXPECT_EQ(again->num_cpu_blocks, 77u);
+}
+
+TEST(ConfigTest, TheTracesKeysAreReadAndPrinted) {
+  const absl::StatusOr<DaemonConfig> config =
+      ParseConfig(R"({"enable_trace": true, "trace_file_path": "/tmp/t.jsonl", "trace_max_files": 0,
+                      "trace_rotate_bytes": "1MiB", "trace_compress": "zstd", "trace_hashes": "full",
+                      "eviction_objective": "compute"})",
+                  kConfigContext);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(config->trace.enabled);
+  EXPECT_EQ(config->trace.path, "/tmp/t.jsonl");
+  EXPECT_EQ(config->trace.rotate_bytes, 1u << 20);
+  EXPECT_EQ(config->trace.max_files, 0u);
+  EXPECT_TRUE(config->trace.zstd);
+  EXPECT_EQ(config->trace.hashes, trace::TraceHashes::kFull);
+  EXPECT_EQ(config->eviction_objective, EvictionObjective::kCompute);
+  const std::string printed = ConfigToJson(*config);
+  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kConfigContext);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(ConfigToJson(*again), printed);
+}
+
+TEST(ConfigTest, WhereATraceCannotBeWritten) {
+  TraceConfig config;
+  config.path = "/no/such/place/trace.jsonl";
+  EXPECT_TRUE(CheckTracePath(config).ok()) << "tracing is off";
+  config.enabled = true;
+  EXPECT_EQ(CheckTracePath(config).code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(CheckTracePath(config).message()),
+              HasSubstr("trace_file_path: the directory /no/such/place does not exist"));
+  config.path = "/etc/passwd/trace.jsonl";
+  EXPECT_FALSE(CheckTracePath(config).ok());
+  config.path = "/tmp";  // as a file
+  EXPECT_EQ(CheckTracePath(config).code(), absl::StatusCode::kInvalidArgument);
+  config.path = "/tmp/trace.jsonl";
+  EXPECT_TRUE(CheckTracePath(config).ok());
 }
 
 TEST(ConfigTest, EveryExampleRunsAsItIs) {

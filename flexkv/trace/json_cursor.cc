@@ -3,37 +3,15 @@
 // never taken because the '\n' comes first.
 #include "flexkv/trace/json_cursor.h"
 
-#include <bit>
 #include <charconv>
 #include <cmath>
-#include <cstring>
+
+#include "flexkv/trace/json_digits.h"
 
 namespace flexkv::trace {
 namespace {
 
-uint64_t Load8(const char* from) {
-  uint64_t word;
-  std::memcpy(&word, from, sizeof(word));
-  return word;
-}
-
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-
-// How many of 8 characters, from the first on, are digits. `flipped`: the word ^ "00000000".
-uint32_t LeadingDigits(uint64_t flipped) {
-  // A byte above 9 has a bit of its upper half set after adding 6; a carry only leaves such a byte.
-  const uint64_t other = ((flipped + 0x0606060606060606u) | flipped) & 0xF0F0F0F0F0F0F0F0u;
-  return static_cast<uint32_t>(std::countr_zero(other)) / 8;
-}
-
-// The value of the first `count` (1..8) digits of `flipped`.
-uint64_t DigitsValue(uint64_t flipped, uint32_t count) {
-  uint64_t word = flipped << (64 - 8 * count);  // zeros come in front
-  word = (word * 10) + (word >> 8);             // pairs
-  return (((word & 0x000000FF000000FFu) * 0x000F424000000064u) +
-          (((word >> 16) & 0x000000FF000000FFu) * 0x0000271000000001u)) >>
-         32;
-}
 
 }  // namespace
 
@@ -211,30 +189,6 @@ bool JsonCursor::NextElement() {
   first_element_ = false;
   SkipSpace();
   return *at_ != ']' || Fail("a comma before ]");
-}
-
-bool JsonCursor::ReadChainedUints(uint64_t seed, uint64_t* out, uint64_t* count) {
-  if (!BeginArray()) return false;
-  uint64_t* const begin = out;
-  uint64_t chain = seed;
-  while (NextElement()) {
-    // Runs of short numbers behind ", " or ",": the shape that every program writes.
-    while (true) {
-      const uint64_t flipped = Load8(at_) ^ 0x3030303030303030u;
-      const uint32_t digits = LeadingDigits(flipped);
-      const bool simple = digits - 1 < 7 && ((flipped & 0xff) != 0 || digits == 1);
-      if (!simple || at_[digits] != ',') break;
-      chain = Chain(chain, DigitsValue(flipped, digits));
-      *out++ = chain;
-      at_ += digits + 1 + (at_[digits + 1] == ' ' ? 1 : 0);
-    }
-    uint64_t id = 0;
-    if (!ReadUint(&id)) return false;
-    chain = Chain(chain, id);
-    *out++ = chain;
-  }
-  *count = static_cast<uint64_t>(out - begin);
-  return ok();
 }
 
 }  // namespace flexkv::trace

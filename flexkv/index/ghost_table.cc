@@ -74,6 +74,7 @@ void GhostTable::Add(const BlockHash& hash, uint32_t which) {
   List& list = lists_[which];
   if (list.next > kMaxNumber) [[unlikely]]
     Renew(room_);
+  Take(hash);
   if (list.next - list.oldest > ring_mask_) ForgetOldest(which);
   const uint64_t key = KeyOf(hash);
   Line& line = lines_.get()[LineOf(key)];

@@ -29,7 +29,7 @@ class GhostTable {
     if (blocks > room_ + room_ / 4 || (blocks < room_ / 4 && room_ > kLeastBlocks)) [[unlikely]]
       Renew(blocks);
   }
-  // The most recent of its list. REQUIRES: Fit was called, the hash is not in the table.
+  // The most recent of its list from now on, wherever it was before. REQUIRES: Fit was called.
   void Add(const BlockHash& hash, uint32_t list);
   // Removes the hash; the list it was in, if any.
   std::optional<uint32_t> Take(const BlockHash& hash);

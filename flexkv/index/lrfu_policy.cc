@@ -24,12 +24,16 @@ constexpr double kHalfLifeCachefuls = 1;
 class LrfuPolicy final : public EvictionPolicy {
  public:
   // Creeps on without inserts too, so that of equal counts the least recent one goes.
-  void BeginAccess(const BlockAccess& /*access*/) override { Age(kLeastAge); }
+  void BeginAccess(const BlockAccess& /*access*/) override {
+    const uint64_t cacheful = std::max({held_, capacity_, kLeastCacheful});
+    const double cachefuls = static_cast<double>(entered_) / static_cast<double>(cacheful);
+    now_ += (cachefuls + kLeastAge) / kHalfLifeCachefuls;
+    entered_ = 0;
+  }
   void OnInsert(const InsertedRun& run) override {
     std::fill(run.words.begin(), run.words.end(), std::bit_cast<PolicyWord>(now_));
     held_ += run.words.size();
-    const uint64_t cacheful = std::max({held_, capacity_, kLeastCacheful});
-    Age(static_cast<double>(run.words.size()) / static_cast<double>(cacheful));
+    entered_ += run.words.size();
   }
   void OnTouch(std::span<PolicyWord> words, uint32_t /*first_depth*/) override {
     PolicyWord before = words.front();
@@ -58,7 +62,6 @@ class LrfuPolicy final : public EvictionPolicy {
   static constexpr double kLeastAge = 1e-6;
   static constexpr uint64_t kLeastCacheful = 64;
 
-  void Age(double cachefuls) { now_ += cachefuls / kHalfLifeCachefuls; }
   PolicyWord Used(PolicyWord word) const {
     const double value = std::bit_cast<double>(word);
     const double high = std::max(value, now_);
@@ -66,7 +69,8 @@ class LrfuPolicy final : public EvictionPolicy {
     return std::bit_cast<PolicyWord>(high + std::log2(1 + std::exp2(low - high)));
   }
 
-  double now_ = 0;  // in half lives
+  double now_ = 0;        // in half lives
+  uint64_t entered_ = 0;  // blocks, in the latest access
   uint64_t held_ = 0;
   uint64_t capacity_ = 0;
 };

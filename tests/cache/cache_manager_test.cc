@@ -193,6 +193,64 @@ TEST_F(CacheManagerTest, WhatIsPutIsFoundOnceEveryRankCopiedIt) {
   EXPECT_EQ(manager_->status().pinned_blocks, 0u);
 }
 
+// --- eviction policies ---------------------------------------------------------------------------
+
+TEST_F(CacheManagerTest, APolicyThatDoesNotExistIsToldAtTheFirstEngine) {
+  CacheManagerOptions options;
+  options.eviction_policy = "mru";
+  Start(options);
+  const absl::Status status = manager_->AttachEngine(Spec("a"), now_).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(status.message()).find("mru"), std::string::npos) << status;
+  EXPECT_EQ(manager_->status().engines, 0u);
+}
+
+// Engines ask again while a request waits, and put what they computed: it is one use all the same.
+TEST_F(CacheManagerTest, ARequestCountsAsOneUse) {
+  CacheManagerOptions options;
+  options.cpu_cache_bytes = 2 * kBlock;
+  options.eviction_policy = "lfu";
+  Start(options);
+  const EngineHandle engine = Attach("a");
+  PutDone(engine, 1, 1);
+  PutDone(engine, 2, 1);
+  EXPECT_EQ(Hits(engine, 2, 1), 1u);  // 2 has two uses more than 1
+  EXPECT_EQ(Hits(engine, 2, 1), 1u);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(Lookup(engine, 1, Chain(1, 1)).matched_blocks, 1u);
+  EXPECT_EQ(Put(engine, 1, 11, Chain(1, 1)).held, 1u);
+  manager_->EndRequest(engine, 1);
+  EXPECT_EQ(PutDone(engine, 3, 1).accepted, 1u);
+  EXPECT_EQ(Hits(engine, 1, 1), 0u);
+  EXPECT_EQ(Hits(engine, 2, 1), 1u);
+}
+
+// The same stream through every policy: blocks come and go, counts stay right.
+TEST_F(CacheManagerTest, EveryPolicyKeepsTheBooks) {
+  for (std::string_view name : PolicyNames()) {
+    SCOPED_TRACE(std::string(name));
+    CacheManagerOptions options;
+    options.cpu_cache_bytes = 32 * kBlock;
+    options.eviction_policy = std::string(name);
+    Start(options);
+    const EngineHandle engine = Attach("a");
+    uint32_t hits = 0;
+    for (uint64_t i = 0; i < 300; ++i) {
+      now_ += kNsPerSecond;
+      const uint64_t document = i % 2 == 0 ? i / 2 % 3 : 1000 + i;
+      hits += Hits(engine, document, 1 + i % 7);
+      PutDone(engine, document, 1 + i % 7);
+      if (i % 50 == 0) Check();
+    }
+    EXPECT_GT(hits, 0u);
+    EXPECT_GT(manager_->status().counters.evicted_blocks, 100u);
+    Check();
+    ASSERT_TRUE(manager_->Reset(engine, 1, now_).ok());
+    Check();
+    manager_.reset();
+    EXPECT_EQ(segments_.live_bytes(), 0u);
+  }
+}
+
 TEST_F(CacheManagerTest, ChainsGrowBySuffixes) {
   StartBlocks(64);
   const EngineHandle engine = Attach("a");

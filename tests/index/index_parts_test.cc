@@ -1,4 +1,5 @@
-// The parts of the tree on their own: head table, eviction heap, node store, LRU policy.
+// The parts of the tree on their own: head table, eviction order, node store, ghost table,
+// policies.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -6,9 +7,10 @@
 #include <set>
 
 #include "flexkv/index/eviction_heap.h"
-#include "flexkv/index/eviction_policy.h"
+#include "flexkv/index/ghost_table.h"
 #include "flexkv/index/head_table.h"
 #include "flexkv/index/node_store.h"
+#include "flexkv/index/policies.h"
 
 namespace flexkv {
 namespace {
@@ -159,6 +161,92 @@ TEST(NodeStore, MemoryIsUsedAgain) {
   }
   EXPECT_EQ(store.high_water(), 64u);
   EXPECT_LT(store.bytes(), 1u << 20);
+}
+
+BlockHash Numbered(uint64_t number) {
+  std::minstd_rand random(static_cast<uint32_t>(number + 1));
+  BlockHash hash;
+  for (uint64_t& word : hash.words) word = uint64_t{random()} << 31 ^ random();
+  return hash;
+}
+
+// Two lists, hashes that come, move, are taken and trimmed. Few enough that no line overflows.
+TEST(GhostTable, AgreesWithLists) {
+  std::mt19937 random(3);
+  GhostTable table;
+  table.Fit(1000);
+  std::array<std::vector<uint64_t>, 2> lists;  // oldest first
+  const auto take = [&](uint64_t number) -> std::optional<uint32_t> {
+    for (uint32_t list = 0; list < 2; ++list) {
+      if (std::erase(lists[list], number) > 0) return list;
+    }
+    return std::nullopt;
+  };
+  for (uint32_t step = 0; step < 20000; ++step) {
+    const uint64_t number = random() % 700;
+    const uint32_t list = random() % 2;
+    const uint32_t dice = random() % 8;
+    if (dice < 4) {
+      take(number);
+      lists[list].push_back(number);
+      table.Add(Numbered(number), list);
+    } else if (dice < 7) {
+      ASSERT_EQ(table.Take(Numbered(number)), take(number)) << step;
+    } else {
+      const uint64_t limit = random() % 300;
+      while (lists[list].size() > limit) lists[list].erase(lists[list].begin());
+      table.Trim(list, limit);
+    }
+    ASSERT_EQ(table.size(0), lists[0].size());
+    ASSERT_EQ(table.size(1), lists[1].size());
+  }
+}
+
+TEST(GhostTable, RemembersMostOfACachefulInEightBytesABlock) {
+  constexpr uint64_t kBlocks = 200000;
+  GhostTable table;
+  EXPECT_EQ(table.Take(Numbered(1)), std::nullopt);  // before it has a size
+  EXPECT_EQ(table.bytes(), 0u);
+  table.Fit(kBlocks);
+  EXPECT_LE(table.bytes(), 8 * kBlocks);
+  for (uint64_t i = 0; i < 3 * kBlocks; ++i) {
+    table.Add(Numbered(i), 0);
+    table.Trim(0, kBlocks / 2);
+  }
+  uint64_t found = 0;
+  for (uint64_t i = 0; i < 3 * kBlocks; ++i) {
+    // What overflowed leaves room for somewhat older ones.
+    const bool recent = i >= 3 * kBlocks - kBlocks / 2 * 105 / 100;
+    if (!table.Take(Numbered(i)).has_value()) continue;
+    ASSERT_TRUE(recent) << i;
+    ++found;
+  }
+  EXPECT_GE(found, kBlocks / 2 * 95 / 100);
+  EXPECT_EQ(table.size(0), 0u);
+  // Sizes near the old one keep what is known, others begin anew.
+  table.Add(Numbered(1), 1);
+  table.Fit(kBlocks * 11 / 10);
+  EXPECT_EQ(table.size(1), 1u);
+  table.Fit(kBlocks * 2);
+  EXPECT_EQ(table.size(1), 0u);
+  EXPECT_EQ(table.Take(Numbered(1)), std::nullopt);
+}
+
+TEST(Policies, AreFoundByName) {
+  ASSERT_FALSE(PolicyNames().empty());
+  bool has_default = false;
+  for (std::string_view name : PolicyNames()) {
+    auto policy = NewEvictionPolicy(name);
+    ASSERT_TRUE(policy.ok()) << policy.status();
+    EXPECT_EQ((*policy)->name(), name);
+    EXPECT_GE((*policy)->num_queues(), 1u);
+    EXPECT_LE((*policy)->num_queues(), EvictionPolicy::kMaxQueues);
+    has_default |= name == kDefaultPolicy;
+  }
+  EXPECT_TRUE(has_default);
+  const absl::Status unknown = NewEvictionPolicy("mru").status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(unknown.message()).find("lru, lfu"), std::string::npos) << unknown;
 }
 
 TEST(LruPolicy, LaterAccessesScoreHigher) {

@@ -18,7 +18,9 @@ struct Shape {
 
 class History {
  public:
-  History(const Shape& shape, uint64_t seed) : shape_(shape), random_(seed), pair_(shape.slots) {
+  History(const Shape& shape, uint64_t seed, const std::string& policy = "lru",
+          EvictionObjective objective = EvictionObjective::kTokens)
+      : shape_(shape), random_(seed), pair_(shape.slots, policy, objective) {
     for (NamespaceId ns = 0; ns < 2; ++ns) pair_.AddNamespace(ns);
   }
 
@@ -43,6 +45,8 @@ class History {
       EraseSome();
     } else if (Below(8) == 0) {
       Drop();
+    } else {
+      pair_.NoteCapacity(Below(shape_.slots + 1), shape_.slots);
     }
     pair_.Check();
   }
@@ -73,10 +77,18 @@ class History {
     return SlotId::Make(Below(2) == 0 ? Tier::kCpu : Tier::kSsd, Below(shape_.slots));
   }
 
+  // Mostly soon after the one before; one in four was here before.
+  BlockAccess NextAccess() {
+    now_ += Below(Below(4) == 0 ? UINT32_MAX : 1u << 20);
+    return {.now = now_,
+            .touched_before = Below(4) == 0 ? Below(shape_.longest) : 0,
+            .tokens_per_block = 16u << Below(6)};
+  }
+
   void Insert() {
     const std::vector<BlockHash> chain = AnyChain();
     const uint32_t count = Below(2) == 0 ? 1 + Below(4) : shape_.longest;
-    pair_.Insert(AnyNamespace(), chain, count);
+    pair_.Insert(AnyNamespace(), chain, count, NextAccess());
   }
   // Out of order, in bursts; now and then everything, so that readiness does not stall.
   void CommitSome() {
@@ -93,11 +105,11 @@ class History {
   }
   void Match() {
     const NamespaceId ns = AnyNamespace();
-    pair_.Match(ns, AnyChain());
+    pair_.Match(ns, AnyChain(), NextAccess());
   }
   void PinSome() {
     const NamespaceId ns = AnyNamespace();
-    const PrefixMatch match = pair_.Match(ns, AnyChain());
+    const PrefixMatch match = pair_.Match(ns, AnyChain(), NextAccess());
     if (match.num_blocks == 0) return;
     const SlotId slot = pair_.tree().Ancestor(match.last, Below(match.num_blocks));
     pair_.Pin(slot);
@@ -120,6 +132,7 @@ class History {
   Shape shape_;
   std::mt19937_64 random_;
   Pair pair_;
+  TimeNs now_ = kNsPerSecond;
   NamespaceId first_ns_ = 0;
   std::vector<std::vector<uint32_t>> pool_;
   std::vector<std::pair<NamespaceId, SlotId>> leases_;
@@ -127,19 +140,26 @@ class History {
 
 class RadixTreeModel : public ::testing::TestWithParam<Shape> {};
 
-TEST_P(RadixTreeModel, AgreesWithTheModel) {
+// `make(seed)` begins a history.
+template <typename Make>
+void RunHistories(uint64_t seeds, uint32_t steps, Make make) {
   const char* given = std::getenv("FLEXKV_TEST_SEED");
   const uint64_t first_seed =
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  const uint64_t seeds = given != nullptr ? 1 : 8;
+  if (given != nullptr) seeds = 1;
   for (uint64_t seed = first_seed; seed < first_seed + seeds; ++seed) {
     SCOPED_TRACE(::testing::Message() << "FLEXKV_TEST_SEED=" << seed);
-    History history(GetParam(), seed);
-    for (uint32_t step = 0; step < GetParam().steps; ++step) {
-      history.Step();
-      if (HasFailure()) FAIL() << "step " << step;
+    std::unique_ptr<History> history = make(seed);
+    for (uint32_t step = 0; step < steps; ++step) {
+      history->Step();
+      if (::testing::Test::HasFailure()) FAIL() << "step " << step;
     }
   }
+}
+
+TEST_P(RadixTreeModel, AgreesWithTheModel) {
+  RunHistories(8, GetParam().steps,
+               [](uint64_t seed) { return std::make_unique<History>(GetParam(), seed); });
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -150,6 +170,35 @@ INSTANTIATE_TEST_SUITE_P(
         Shape{"SameTag", HashKind::kSameTag, 100, 150, 3000},   // equal first words
         Shape{"SameKey", HashKind::kSameKey, 100, 150, 3000}),  // equal cells in the head table
     [](const auto& shape) { return std::string(shape.param.name); });
+
+// Every policy that the daemon offers has its plain twin in model_policies.h.
+class PolicyModel
+    : public ::testing::TestWithParam<std::tuple<std::string_view, EvictionObjective>> {};
+
+TEST_P(PolicyModel, AgreesWithTheModel) {
+  const std::string name(std::get<0>(GetParam()));
+  const EvictionObjective objective = std::get<1>(GetParam());
+  ASSERT_NE(NewModelPolicy(name, objective), nullptr) << "no model for " << name;
+  const Shape shapes[] = {{"Short", HashKind::kUniform, 40, 12, 4000},
+                          {"Long", HashKind::kUniform, 400, 200, 1200},
+                          {"SameTag", HashKind::kSameTag, 100, 100, 2000}};
+  for (const Shape& shape : shapes) {
+    SCOPED_TRACE(shape.name);
+    const uint64_t seeds = objective == EvictionObjective::kTokens ? 2 : 1;
+    RunHistories(seeds, shape.steps, [&](uint64_t seed) {
+      return std::make_unique<History>(shape, seed, name, objective);
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Names, PolicyModel,
+    ::testing::Combine(::testing::ValuesIn(PolicyNames().begin(), PolicyNames().end()),
+                       ::testing::Values(EvictionObjective::kTokens, EvictionObjective::kCompute)),
+    [](const auto& param) {
+      const bool compute = std::get<1>(param.param) == EvictionObjective::kCompute;
+      return std::string(std::get<0>(param.param)) + (compute ? "_compute" : "_tokens");
+    });
 
 }  // namespace
 }  // namespace flexkv::testing

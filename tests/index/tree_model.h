@@ -14,7 +14,9 @@
 #include <span>
 #include <vector>
 
+#include "flexkv/index/policies.h"
 #include "flexkv/index/radix_tree.h"
+#include "tests/index/model_policies.h"
 
 namespace flexkv::testing {
 
@@ -57,8 +59,8 @@ struct ModelBlock {
   SlotId slot;
   uint32_t depth = 0;
   bool arrived = false;
-  uint64_t last_access = 0;
   uint32_t pins = 0;
+  Notes notes;
   std::set<std::array<uint64_t, 4>> children;
 };
 
@@ -69,7 +71,7 @@ class Model {
   std::map<Key, ModelBlock> blocks;
   std::map<uint32_t, Key> by_slot;
   std::set<NamespaceId> namespaces;
-  uint64_t clock = 0;
+  std::unique_ptr<ModelPolicy> policy = std::make_unique<ModelLru>();
 
   ModelBlock* Find(NamespaceId ns, const BlockHash& hash) {
     auto it = blocks.find({ns, hash.words});
@@ -109,16 +111,23 @@ class Model {
     }
     return n;
   }
+  void Begin(const BlockAccess& access) {
+    std::vector<Notes*> held;
+    for (auto& [key, block] : blocks) held.push_back(&block.notes);
+    policy->Access(access, held);
+  }
   void Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t first,
-              std::span<const SlotId> slots) {
+              std::span<const SlotId> slots, const BlockAccess& access) {
     if (slots.empty()) return;
-    ++clock;
+    Begin(access);
     for (uint32_t i = 0; i < slots.size(); ++i) {
       const uint32_t depth = first + i;
       ModelBlock block;
       block.slot = slots[i];
       block.depth = depth;
-      block.last_access = clock;
+      block.notes.hash = chain[depth];
+      block.notes.depth = depth;
+      policy->Insert(&block.notes);
       if (depth > 0) {
         block.parent = chain[depth - 1];
         Find(ns, chain[depth - 1])->children.insert(chain[depth].words);
@@ -148,22 +157,31 @@ class Model {
     by_slot.emplace(to.value, key);
     blocks.at(key).slot = to;
   }
-  // The unpinned ready leaf in that tier with the oldest access.
-  SlotId Victim(Tier tier) {
-    const ModelBlock* oldest = nullptr;
-    for (const auto& [key, block] : blocks) {
+  // The unpinned ready leaves in that tier of which the policy would take one; empty: there are
+  // none.
+  std::vector<SlotId> Victims(Tier tier) {
+    std::vector<Notes*> leaves;
+    std::map<const Notes*, SlotId> slots;
+    for (auto& [key, block] : blocks) {
       if (!block.children.empty() || block.pins > 0 || !Ready(key.first, block)) continue;
       if (block.slot.tier() != tier) continue;
-      if (oldest == nullptr || block.last_access < oldest->last_access) oldest = &block;
+      leaves.push_back(&block.notes);
+      slots[&block.notes] = block.slot;
     }
-    return oldest == nullptr ? kNoSlot : oldest->slot;
+    std::vector<SlotId> victims;
+    if (leaves.empty()) return victims;
+    for (const Notes* victim : policy->Victims(leaves)) victims.push_back(slots.at(victim));
+    return victims;
   }
 };
 
 // Applies operations to tree and model alike. Slots are taken from a free list of its own.
 class Pair {
  public:
-  explicit Pair(uint32_t max_slots) : tree_({.max_slots = max_slots, .policy = MakeLruPolicy()}) {
+  explicit Pair(uint32_t max_slots, const std::string& policy = "lru",
+                EvictionObjective objective = EvictionObjective::kTokens)
+      : tree_({.max_slots = max_slots, .policy = NewEvictionPolicy(policy, objective).value()}) {
+    model_.policy = NewModelPolicy(policy, objective);
     for (uint32_t i = 0; i < max_slots; ++i) {
       free_.push_back(SlotId::Make(Tier::kCpu, max_slots - 1 - i));
       free_ssd_.push_back(SlotId::Make(Tier::kSsd, max_slots - 1 - i));
@@ -189,52 +207,66 @@ class Pair {
     model_.namespaces.erase(ns);
   }
   // Up to `count` blocks behind what is present. Returns how many were inserted.
-  uint32_t Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t count) {
+  uint32_t Insert(NamespaceId ns, std::span<const BlockHash> chain, uint32_t count,
+                  const BlockAccess& access = {}) {
     const uint32_t first = tree_.PresentLength(ns, chain);
     EXPECT_EQ(first, model_.PresentLength(ns, chain));
     count = static_cast<uint32_t>(std::min<size_t>({count, chain.size() - first, free_.size()}));
     std::vector<SlotId> slots;
     for (uint32_t i = 0; i < count; ++i) slots.push_back(free_[free_.size() - 1 - i]);
-    const absl::Status status = tree_.InsertPending(ns, chain, first, slots);
+    const absl::Status status = tree_.InsertPending(ns, chain, first, slots, access);
     if (!model_.namespaces.contains(ns)) {
       EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
       return 0;
     }
     EXPECT_TRUE(status.ok()) << status;
     free_.resize(free_.size() - count);
-    model_.Insert(ns, chain, first, slots);
+    model_.Insert(ns, chain, first, slots, access);
     return count;
   }
   void Commit(SlotId slot) {
     EXPECT_EQ(tree_.Commit(slot), model_.by_slot.contains(slot.value));
     if (model_.by_slot.contains(slot.value)) model_.At(slot).arrived = true;
   }
-  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain) {
+  PrefixMatch Match(NamespaceId ns, std::span<const BlockHash> chain,
+                    const BlockAccess& access = {}) {
     const uint32_t expected = model_.HitLength(ns, chain);
     EXPECT_EQ(tree_.HitLength(ns, chain), expected);
     EXPECT_EQ(tree_.PresentLength(ns, chain), model_.PresentLength(ns, chain));
     std::vector<SlotId> slots(chain.size());
-    const PrefixMatch match = tree_.Match(ns, chain, slots);
-    ++model_.clock;
+    EXPECT_EQ(tree_.Find(ns, chain).num_blocks, expected);
+    const SlotId found = tree_.Find(ns, chain).last;
+    const PrefixMatch match = tree_.Match(ns, chain, slots, access);
+    EXPECT_EQ(match.last, found);
+    model_.Begin(access);
     EXPECT_EQ(match.num_blocks, expected);
     for (uint32_t i = 0; i < expected; ++i) {
       ModelBlock* block = model_.Find(ns, chain[i]);
       EXPECT_EQ(slots[i], block->slot);
-      block->last_access = model_.clock;
+      if (i >= access.touched_before) model_.policy->Touch(&block->notes);
     }
     EXPECT_EQ(match.last, expected == 0 ? kNoSlot : model_.Find(ns, chain[expected - 1])->slot);
     if (expected > 0) CheckPath(match.last, {slots.data(), expected});
     return match;
   }
   SlotId Evict(Tier tier = Tier::kCpu) {
-    const SlotId expected = model_.Victim(tier);
+    const std::vector<SlotId> expected = model_.Victims(tier);
     const SlotId victim = tree_.EvictOne(tier);
-    EXPECT_EQ(victim.value, expected.value);
-    if (expected.valid()) {
-      model_.RemoveSlot(expected.value);
-      GiveBack(expected);
+    if (expected.empty()) {
+      EXPECT_FALSE(victim.valid());
+      return victim;
     }
+    EXPECT_TRUE(std::find(expected.begin(), expected.end(), victim) != expected.end())
+        << victim.value << " went instead of " << expected.front().value;
+    if (!model_.by_slot.contains(victim.value)) return kNoSlot;
+    model_.policy->Evict(model_.At(victim).notes);
+    model_.RemoveSlot(victim.value);
+    GiveBack(victim);
     return victim;
+  }
+  void NoteCapacity(uint64_t used, uint64_t total) {
+    tree_.NoteCapacity(used, total);
+    model_.policy->Capacity(used, total);
   }
   // To a free slot of the other tier, when there is one and the block may move.
   void Rename(SlotId from) {
@@ -303,6 +335,7 @@ class Pair {
     std::sort(expected.begin(), expected.end());
     EXPECT_EQ(got, expected);
     for (uint32_t slot : expected) {
+      model_.policy->Drop(model_.At(SlotId{slot}).notes);
       model_.RemoveSlot(slot);
       GiveBack(SlotId{slot});
     }

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "flexkv/cli/ssd_command.h"
+#include "flexkv/cli/trace_command.h"
+#include "flexkv/cli/tune_command.h"
 #include "flexkv/server/admin_client.h"
 #include "flexkv/server/metrics_server.h"
 #include "flexkv/server/socket_dir.h"
@@ -73,13 +75,17 @@ int RunMetrics(const SocketPaths& paths) {
 
 int Main(int argc, char** argv) {
   CLI::App app{
-      "flexkv asks the flexkvd of this machine, or tells it what to do.\n\n"
+      "flexkv asks the flexkvd of this machine, or tells it what to do; reads traces and tunes.\n\n"
       "Examples:\n"
       "  flexkv status                     memory, hit rate, engines, latencies\n"
       "  flexkv status --json | jq .counters\n"
       "  flexkv clear --namespace my-model forget what is cached for one model\n"
       "  flexkv stop\n"
-      "  flexkv ssd verify /mnt/nvme0/flexkv\n\n"
+      "  flexkv ssd verify /mnt/nvme0/flexkv\n"
+      "  flexkv trace analyze trace.jsonl  what was found, what could have been\n"
+      "  flexkv trace simulate trace.jsonl --policy all --cpu-blocks 1k,10k,inf\n"
+      "  flexkv trace report trace.jsonl -o report.html\n"
+      "  flexkv tune trace.jsonl --memory 200GB --config node.json\n\n"
       "Exit codes: 0 done, 1 failed, 2 usage, 3 no daemon runs.\n"};
   app.require_subcommand(1);
   app.fallthrough();
@@ -96,12 +102,16 @@ int Main(int argc, char** argv) {
   CLI::App* stop = app.add_subcommand("stop", "stop the daemon");
   CLI::App* metrics = app.add_subcommand("metrics", "print the Prometheus metrics");
   const SsdCommand ssd(&app);
+  const cli::TraceCommand trace(&app);
+  const cli::TuneCommand tune(&app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   if (ssd.parsed()) return ssd.Run();
+  if (trace.parsed()) return trace.Run();
+  if (tune.parsed()) return tune.Run();
   const SocketPaths paths(socket_dir.empty() ? DefaultSocketDir() : socket_dir);
   if (metrics->parsed()) return RunMetrics(paths);
   absl::StatusOr<std::unique_ptr<AdminClient>> client = AdminClient::Connect(paths.admin);

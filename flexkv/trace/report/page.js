@@ -146,10 +146,11 @@
     if (data.curve.length === 0) {
       return box.append(says(data.no_curve ? 'No curve: ' + data.no_curve : 'No full block in this trace: nothing can be cached.'));
     }
-    box.append(muted('What a cache of one tier would find. `min` knows the future: no policy can be above it. Nothing can be above an infinite cache.'));
-    chart(box, 'Hit rate by capacity and policy', { type: 'line', data: { datasets: curveSets() }, options: {
+    box.append(muted('What a cache of one tier would find. The dotted line, min, knows the future: no policy can be above it, and nothing above an infinite cache.'));
+    const sets = curveSets(), first = Math.min(...sets.flatMap((set) => set.data.map((point) => point.x)));
+    chart(box, 'Hit rate by capacity and policy', { type: 'line', data: { datasets: sets }, options: {
       interaction: { mode: 'nearest', intersect: false },
-      scales: { x: { type: 'logarithmic', title: title('blocks of ' + data.trace.tokens_per_block + ' tokens'),
+      scales: { x: { type: 'logarithmic', min: first, title: title('blocks of ' + data.trace.tokens_per_block + ' tokens'),
         ticks: { autoSkip: true, maxRotation: 0, callback: (value) => /^[125]/.test(String(value)) ? short(value) : '' } },
         y: percentAxis('hit rate') } } });
     if (data.cells.length === 0) return;

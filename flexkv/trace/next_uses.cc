@@ -12,7 +12,7 @@ void NextUses::Add(const RequestBatch& batch) {
       ++lookups_;
       prompt_tokens_ += request.prompt_tokens;
     }
-    runs_.Access(batch.BlocksOf(request), request.kind != RequestKind::kGet);
+    runs_.Access(batch.BlocksOf(request), lookups_insert_ || request.kind != RequestKind::kGet);
     for (const RunTracker::Segment& segment : runs_.segments())
       found_.push_back({static_cast<uint32_t>(segment.request), {number, segment.blocks}});
   }

@@ -24,6 +24,10 @@ class NextUses {
     RequestKind kind = RequestKind::kGetPut;
   };
 
+  // `lookups_insert`: every block asked for counts, whether somebody inserts it or not. Else a
+  // lookup uses what was inserted before.
+  explicit NextUses(bool lookups_insert = false) : lookups_insert_(lookups_insert) {}
+
   void Add(const RequestBatch& batch);
   // After the last Add.
   void Finish();
@@ -35,6 +39,7 @@ class NextUses {
     return {edges_.data() + first_edge_[i], first_edge_[i + 1] - first_edge_[i]};
   }
   // By request: whether a later lookup asks for its last full block. False without blocks.
+  // REQUIRES: lookups_insert.
   std::vector<bool> LastBlockAskedAgain() const;
 
   uint64_t requests() const { return lookups_; }
@@ -49,6 +54,7 @@ class NextUses {
     uint32_t from = 0;
     Edge edge;
   };
+  const bool lookups_insert_;
   RunTracker runs_;
   std::vector<Request> requests_;
   std::vector<FoundEdge> found_;  // by rising `to`

@@ -75,16 +75,18 @@ CacheManagerOptions OptionsOf(const Cell& cell, const SimulateOptions& options) 
 // Groups of slots are equal and, from 2 MiB on, whole multiples of it; there are eight at least
 // where there is room for them.
 ReplayGeometry PlanReplay(uint64_t cpu_blocks, bool with_ssd) {
-  constexpr uint64_t kMostGroups = 8192;
+  // Ballast would go to the SSD like everything else, so there more groups are put up with.
+  const uint64_t most_groups = with_ssd ? 8192 : 64;
   const uint64_t stride = with_ssd ? kArenaPage : kReplayBlockBytes;
   const uint64_t aligned_slots = kSegmentAlign / stride;
   const uint64_t fewest = std::max<uint64_t>(kMinGroups, cpu_blocks / aligned_slots + 1);
   uint64_t groups = std::min(cpu_blocks, fewest);
-  while (groups <= kMostGroups && groups < cpu_blocks && cpu_blocks % groups != 0) ++groups;
+  while (groups <= most_groups && groups < cpu_blocks && cpu_blocks % groups != 0) ++groups;
   uint64_t slots = groups == 0 ? 0 : cpu_blocks / groups;
   ReplayGeometry plan;
-  if (slots == 0 || slots * groups != cpu_blocks || groups > kMostGroups) {
-    slots = RoundUp((cpu_blocks + 15) / 16, aligned_slots);
+  if (slots == 0 || slots * groups != cpu_blocks || groups > most_groups) {
+    slots = (cpu_blocks + 15) / 16;
+    if (slots >= aligned_slots) slots = RoundUp(slots, aligned_slots);
     if (with_ssd) slots = aligned_slots;
     groups = (cpu_blocks + slots - 1) / slots;
     plan.ballast = with_ssd ? 0 : groups * slots - cpu_blocks;

@@ -99,8 +99,8 @@ struct ReplayGeometry {
   uint64_t segment_bytes = 0, cache_bytes = 0;
   uint64_t ballast = 0;  // slots beyond the wanted ones, to be held by blocks that never leave
 };
-// Blocks of kReplayBlockBytes. With an SSD tier counts above 32,768 are rounded up to multiples of
-// 512, nothing else is rounded.
+// Blocks of kReplayBlockBytes. With an SSD tier counts above 8,192 without a divisor that will do
+// are rounded up to multiples of 512; nothing else is rounded.
 inline constexpr uint64_t kReplayBlockBytes = 64;
 ReplayGeometry PlanReplay(uint64_t cpu_blocks, bool with_ssd);
 

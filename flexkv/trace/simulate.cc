@@ -48,7 +48,7 @@ class Simulation {
   absl::StatusOr<std::vector<CellResult>> Run() {
     results_.resize(cells_.size());
     if (absl::Status status = OpenCells(); !status.ok()) return status;
-    const bool future = options_.hint_oracle > 0 || replays_.size() < cells_.size();
+    const bool future = options_.hint_oracle > 0 || has_min();
     if (future) {
       if (absl::Status status = LookAhead(); !status.ok()) return status;
     }
@@ -67,6 +67,8 @@ class Simulation {
   }
 
  private:
+  bool has_min() const { return replays_.size() < cells_.size(); }
+
   absl::Status OpenCells() {
     for (size_t i = 0; i < cells_.size(); ++i) {
       results_[i].cell = cells_[i];
@@ -90,20 +92,24 @@ class Simulation {
 
   absl::Status LookAhead() {
     const double share = replays_.empty() ? 1 : kFirstPassShare;
+    NextUses asked(/*lookups_insert=*/true);
     while (true) {
       absl::StatusOr<bool> more = Read();
       if (!more.ok()) return more.status();
       if (!*more) break;
-      if (uses_.size() + batch_.requests.size() > NextUses::kMaxRequests ||
-          uses_.unique_blocks() + batch_.blocks.size() > RunTracker::kMaxBlocks) {
+      const NextUses& larger = options_.hint_oracle > 0 ? asked : uses_;
+      if (larger.size() + batch_.requests.size() > NextUses::kMaxRequests ||
+          larger.unique_blocks() + batch_.blocks.size() > RunTracker::kMaxBlocks) {
         return absl::ResourceExhaustedError("the trace has more than 4 billion requests or blocks");
       }
-      uses_.Add(batch_);
-      if (absl::Status status = CheckMemory(); !status.ok()) return status;
+      if (has_min()) uses_.Add(batch_);
+      if (options_.hint_oracle > 0) asked.Add(batch_);
+      if (absl::Status status = CheckMemory(asked.bytes()); !status.ok()) return status;
       if (options_.progress) options_.progress(share * source_->progress());
     }
     uses_.Finish();
-    if (options_.hint_oracle > 0) asked_again_ = uses_.LastBlockAskedAgain();
+    asked.Finish();
+    if (options_.hint_oracle > 0) asked_again_ = asked.LastBlockAskedAgain();
     return absl::OkStatus();
   }
 
@@ -178,14 +184,14 @@ class Simulation {
     return RequestHint{.continue_p = told ? 0.9f : 0.1f};
   }
 
-  absl::Status CheckMemory() const {
+  absl::Status CheckMemory(uint64_t other = 0) const {
     const uint64_t batch = batch_.bytes() + shared_.hashes.capacity() * sizeof(BlockHash) +
                            shared_.numbers.capacity() * sizeof(uint32_t) +
                            shared_.hints.capacity() * sizeof(RequestHint) + runs_.bytes();
-    uint64_t future = uses_.bytes() + asked_again_.capacity() / 8;
+    uint64_t future = other + uses_.bytes() + asked_again_.capacity() / 8;
     uint64_t cells = 0;
     for (const auto& replay : replays_) cells += replay->bytes();
-    if (replays_.size() < cells_.size())
+    if (has_min())
       future += uses_.size() * 24 *
                 std::min<uint64_t>(pool_ == nullptr ? 1 : pool_->threads(),
                                    cells_.size() - replays_.size());

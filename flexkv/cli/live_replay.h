@@ -3,6 +3,9 @@
 // after another, each to its end: lookup, load of what was found, store of what was missed. So what
 // the daemon answers can be laid beside what a simulation of the same requests says.
 //
+// Times of the requests do not count: the daemon's clock sees them come as fast as they are
+// answered, which matters to policies that look at it.
+//
 // Blocks carry no content: what is copied is whatever the buffer holds.
 #pragma once
 

@@ -50,6 +50,7 @@ class StoreSources {
   }
   bool IsRead(uint32_t block) const { return block < readers_.size() && readers_[block] > 0; }
   bool empty() const { return by_op_.empty(); }
+  size_t size() const { return by_op_.size(); }
 
  private:
   std::vector<uint32_t> readers_;
@@ -741,6 +742,7 @@ SchedulerStats SchedulerSession::stats() const {
   stats.load_tokens_per_s = impl_->economics.load_tokens_per_s();
   stats.min_load_tokens = impl_->MinLoadTokens();
   stats.ready = impl_->ready;
+  stats.stores_under_way = impl_->sources.size();
   stats.breaker_open = impl_->breaker_open;
   const uint64_t attachments = impl_->link->attachments();
   stats.reattaches = attachments > 0 ? attachments - 1 : 0;

@@ -82,6 +82,7 @@ struct SchedulerStats {
            loaded_tokens = 0, failed_tokens = 0;
   double prefill_tokens_per_s = 0, step_ms = 0, load_tokens_per_s = 0;
   uint64_t min_load_tokens = 0;
+  uint64_t stores_under_way = 0;  // offered, and the daemon has not said that they are over
   bool ready = false;  // attached, with all ranks
   bool breaker_open = false;
 };

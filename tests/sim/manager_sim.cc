@@ -93,6 +93,7 @@ void ManagerSim::StartLife() {
   }
   CacheManagerOptions options = Options(!ssds_.empty());
   if (rng_.OneIn(2)) options.ssd.admission = SsdAdmission::kSecondTouch;
+  options.eviction_policy = std::string(PolicyNames()[rng_.Below(PolicyNames().size())]);
   manager_ = std::make_unique<CacheManager>(options, &segments_, transfers_.get(), ports);
 }
 

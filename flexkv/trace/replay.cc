@@ -161,7 +161,10 @@ absl::Status CellReplay::AddBallast(uint64_t blocks) {
   const auto count = static_cast<uint32_t>(blocks);
   absl::StatusOr<PutAnswer> put = manager_->Put(*engine, 1, 1, 0, count, 0, chain, now_);
   if (!put.ok()) return put.status();
+  copies_.SetNow(TimedQueue<OpId>::kNever - 1);  // it was always there: its copies take no time
   Settle();
+  copies_.SetNow(now_);
+  copies_.Rest();
   absl::StatusOr<LookupAnswer> held = manager_->Lookup(*engine, 1, 0, chain, now_);
   if (!held.ok()) return held.status();
   if (held->matched_blocks != count) return absl::InternalError("the ballast found no room");

@@ -42,6 +42,7 @@ class TimedQueue {
       sink(std::move(waiting_.front().item));
   }
   TimeNs next() const { return waiting_.empty() ? kNever : waiting_.front().at; }
+  void Rest() { free_at_ = 0; }  // as if nothing had been asked of it yet
 
  private:
   struct Entry {
@@ -60,6 +61,10 @@ class TimedCopies final : public Executor {
 
   void SetNow(TimeNs now) { now_ = now; }
   TimeNs next() const { return std::min(loads_.next(), stores_.next()); }
+  void Rest() {
+    loads_.Rest();
+    stores_.Rest();
+  }
 
   bool Supports(Route /*route*/) const override { return true; }
   bool Submit(const TransferOp& op) override;

@@ -17,9 +17,12 @@ from flexkv.vllm.autostart import is_listening
 
 
 class Daemon:
-    def __init__(self, cpu_cache_bytes: str = "512MiB", faults: str = "", **config: Any) -> None:
+    def __init__(self, cpu_cache_bytes: str = "512MiB", faults: str = "", trace: bool = False, **config: Any) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="flexkv-test-"))
         self._config = {"cpu_cache_bytes": cpu_cache_bytes, "segment_bytes": "64MiB", "lock_memory": False, **config}
+        self.trace_path = self.directory / "trace.jsonl"
+        if trace:
+            self._config |= {"enable_trace": True, "trace_file_path": str(self.trace_path)}
         self._faults = faults
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -76,6 +79,18 @@ class Daemon:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def stop(self) -> None:
+        """In order: what it recorded is written."""
+        assert self.process is not None
+        self._signal(signal.SIGTERM)
+        assert self.process.wait(30) == 0, self.log()
+        self.process = None
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Of the trace, once the daemon has stopped."""
+        lines = [json.loads(line) for line in self.trace_path.read_text().splitlines()]
+        return [line for line in lines if line["k"] == kind]
 
     def status(self) -> dict[str, Any]:
         path = program("flexkv")

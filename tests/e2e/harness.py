@@ -203,10 +203,14 @@ class Engine:
     def wait_ready(self) -> None:
         assert self.connector._scheduler.session.wait_ready(10_000), "the daemon does not report the engine as ready"
 
-    def add(self, request_id: str, prompt: list[int], max_tokens: int = 8, salt: str | None = None) -> None:
-        self.scheduler.add_request(self.make_request(request_id, prompt, max_tokens, salt))
+    def add(
+        self, request_id: str, prompt: list[int], max_tokens: int = 8, salt: str | None = None, hint: Any = None
+    ) -> None:
+        self.scheduler.add_request(self.make_request(request_id, prompt, max_tokens, salt, hint))
 
-    def make_request(self, request_id: str, prompt: list[int], max_tokens: int = 8, salt: str | None = None) -> Request:
+    def make_request(
+        self, request_id: str, prompt: list[int], max_tokens: int = 8, salt: str | None = None, hint: Any = None
+    ) -> Request:
         """A request with its block hashes, as the engine's input thread hands it to the scheduler's."""
         self.sequences[request_id] = Sequence(list(prompt), salt or "")
         self.prompt_lengths[request_id] = len(prompt)
@@ -214,7 +218,12 @@ class Engine:
         return Request(
             request_id=request_id,
             prompt_token_ids=list(prompt),
-            sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0),
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                temperature=0,
+                extra_args={"kv_transfer_params": {"flexkv.hint": hint}} if hint is not None else None,
+            ),
             pooling_params=None,
             block_hasher=self.hasher,
             cache_salt=salt,

@@ -86,6 +86,28 @@ def test_salts_keep_requests_apart(make_engine: MakeEngine, daemon: Daemon, runn
     assert engine.stats()["loaded_tokens"] == 96
 
 
+def test_hints_reach_the_daemon_and_bad_ones_cost_nothing(tmp_path: Path, models_dir: Path) -> None:
+    hints: dict[str, Any] = {
+        "none": None,
+        "both": {"continue_p": 0.75, "expected_in_s": 12},
+        "bad": {"continue_p": "soon"},
+        "worse": 7,
+        "one": {"continue_p": 0},
+    }
+    with Daemon(trace=True) as daemon:
+        engine = Engine(make_config(models_dir / "small", daemon.socket_path))
+        engine.wait_ready()
+        for i, (name, hint) in enumerate(hints.items()):
+            engine.add(name, prompt(random.Random(70 + i), 60 + 16 * i), hint=hint)
+        engine.run()
+        assert engine.stats()["bad_hints"] == 2
+        engine.check_promises()
+        engine.close()
+        daemon.stop()
+        found = {get["prompt"]: (get.get("continue_p"), get.get("expected_in_s")) for get in daemon.records("get")}
+    assert found == {60: (None, None), 76: (0.75, 12), 92: (None, None), 108: (None, None), 124: (0, None)}
+
+
 def test_two_engines_share(make_engine: MakeEngine, daemon: Daemon) -> None:
     tokens = prompt(random.Random(3), 160)
     first, second = make_engine(), make_engine(num_blocks=48)

@@ -14,7 +14,7 @@
 // first, then the others by score. Counts are not decayed: the weights are known to fall below LRU
 // where much is used once (see docs/tuning.md); kept for comparison.
 //
-// Attention and frequency are fixed between two uses of a block: their sum, in 64 steps, is its
+// Attention and frequency are fixed between two uses of a block: their sum, in 32 steps, is its
 // queue. Inside a queue recency alone orders, for ever; across queues the tops' scores are compared
 // as they are at that time. Between tiers the last use decides.
 //
@@ -57,26 +57,29 @@ class A2crPolicy final : public EvictionPolicy {
     }
   }
   uint64_t Score(PolicyWord word, uint32_t /*depth*/) const override { return word & kTimeMask; }
-  uint32_t num_queues() const override { return kMaxQueues; }
+  uint32_t num_queues() const override { return kQueues; }
   uint32_t QueueOf(PolicyWord word, uint32_t depth) const override {
     const double attention = 1 / (1 + depth / kHalfAttentionDepth);
     const double frequency = 1 - 1 / static_cast<double>(word >> kTimeBits);
     const double fixed = kAttentionWeight * attention + kFrequencyWeight * frequency;
-    return std::min(static_cast<uint32_t>(fixed / kStep), kMaxQueues - 1);
+    return std::min(static_cast<uint32_t>(fixed / kStep), kQueues - 1);
   }
   size_t PickQueue(std::span<const QueueTop> tops) const override {
     size_t oldest = tops.size();
+    for (size_t i = 0; i < tops.size(); ++i) {
+      if (tops[i].score >= condemned_before_[tops[i].queue]) continue;
+      if (oldest == tops.size() || tops[i].score < tops[oldest].score) oldest = i;
+    }
+    if (oldest < tops.size()) return oldest;
     size_t lowest = 0;
     double lowest_score = 2;
     for (size_t i = 0; i < tops.size(); ++i) {
-      const bool condemned = tops[i].score < condemned_before_[tops[i].queue];
-      if (condemned && (oldest == tops.size() || tops[i].score < tops[oldest].score)) oldest = i;
       const double score = ScoreNow(tops[i].queue, tops[i].score);
       if (score >= lowest_score) continue;
       lowest_score = score;
       lowest = i;
     }
-    return oldest < tops.size() ? oldest : lowest;
+    return lowest;
   }
   void OnCapacity(uint64_t blocks_used, uint64_t blocks_total) override {
     const double share = blocks_total == 0
@@ -89,13 +92,14 @@ class A2crPolicy final : public EvictionPolicy {
   std::string_view name() const override { return "a2cr"; }
 
  private:
+  static constexpr uint32_t kQueues = 32;
   static constexpr int kUnitShift = 16;
   static constexpr double kUnitsPerSecond = static_cast<double>(kNsPerSecond) / (1 << kUnitShift);
   static constexpr int kTimeBits = 48;
   static constexpr uint64_t kTimeMask = (1ull << kTimeBits) - 1;
   static constexpr uint64_t kOneUse = 1ull << kTimeBits;
   static constexpr uint64_t kMostUses = ~kTimeMask;
-  static constexpr double kStep = (kAttentionWeight + kFrequencyWeight) / kMaxQueues;
+  static constexpr double kStep = (kAttentionWeight + kFrequencyWeight) / kQueues;
 
   static double FixedOf(uint32_t queue) { return (queue + 0.5) * kStep; }
   double ScoreNow(uint32_t queue, uint64_t last_use) const {
@@ -104,7 +108,7 @@ class A2crPolicy final : public EvictionPolicy {
   }
   // Notes for each queue since when a block must have been unused to score below the threshold.
   void CleanUp() {
-    for (uint32_t queue = 0; queue < kMaxQueues; ++queue) {
+    for (uint32_t queue = 0; queue < kQueues; ++queue) {
       const double recency = (pressure_->threshold - FixedOf(queue)) / kRecencyWeight;
       if (recency <= 0) {
         condemned_before_[queue] = 0;
@@ -118,7 +122,7 @@ class A2crPolicy final : public EvictionPolicy {
   uint64_t now_ = 0;  // in units of 2^16 ns
   TimeNs next_cleanup_ = kCleanupInterval;
   const Pressure* pressure_ = &kPressures.back();
-  std::array<uint64_t, kMaxQueues> condemned_before_{};
+  std::array<uint64_t, kQueues> condemned_before_{};
 };
 
 }  // namespace

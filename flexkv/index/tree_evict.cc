@@ -33,40 +33,40 @@ void RadixTree::Impl::RemoveEvictable(NodeId id) {
   if (evictable.Contains(id)) evictable.Remove(id);
 }
 
-// A policy may let scores rise by themselves; the stored one is then only a lower bound.
-void RadixTree::Impl::RaiseTop(EvictionHeap* heap, Tier tier, uint32_t queue) {
-  for (;;) {
-    const NodeId id = heap->top();
-    const Node& node = nodes[id];
-    const uint64_t score = policy->Score(node.words()[node.len - 1], node.end() - 1);
-    if (score <= heap->top_score()) return;
-    evictable.Put(id, tier, queue, score);
-    if (heap->top() == id) return;
-  }
+// A policy may let scores rise by themselves; the stored one is then only a lower bound. False when
+// the top's was.
+bool RadixTree::Impl::TopIsExact(EvictionHeap* heap, Tier tier, uint32_t queue) {
+  const NodeId id = heap->top();
+  const Node& node = nodes[id];
+  const uint64_t score = policy->Score(node.words()[node.len - 1], node.end() - 1);
+  if (score <= heap->top_score()) return true;
+  evictable.Put(id, tier, queue, score);
+  return false;
 }
 
 EvictionHeap* RadixTree::Impl::PickHeap(Tier tier) {
-  uint64_t filled = evictable.filled(tier);
-  if (filled == 0) return nullptr;
-  if (evictable.num_queues() == 1) {
-    EvictionHeap* heap = &evictable.heap(tier, 0);
-    RaiseTop(heap, tier, 0);
-    return heap;
-  }
-  tops.clear();
-  for (; filled != 0; filled &= filled - 1) {
-    const auto queue = static_cast<uint32_t>(std::countr_zero(filled));
+  if (evictable.filled(tier) == 0) return nullptr;
+  for (;;) {
+    const uint32_t queue = evictable.num_queues() == 1 ? 0 : PickQueue(tier);
     EvictionHeap* heap = &evictable.heap(tier, queue);
-    RaiseTop(heap, tier, queue);
-    const Node& node = nodes[heap->top()];
+    if (TopIsExact(heap, tier, queue)) return heap;
+  }
+}
+
+uint32_t RadixTree::Impl::PickQueue(Tier tier) {
+  tops.clear();
+  for (uint64_t filled = evictable.filled(tier); filled != 0; filled &= filled - 1) {
+    const auto queue = static_cast<uint32_t>(std::countr_zero(filled));
+    const EvictionHeap& heap = evictable.heap(tier, queue);
+    const Node& node = nodes[heap.top()];
     tops.push_back({.queue = queue,
                     .word = node.words()[node.len - 1],
                     .depth = node.end() - 1,
-                    .score = heap->top_score()});
+                    .score = heap.top_score()});
   }
   const size_t picked = policy->PickQueue(tops);
   Require(picked < tops.size(), "a policy picks one of the queues it is given");
-  return &evictable.heap(tier, tops[picked].queue);
+  return tops[picked].queue;
 }
 
 std::optional<uint64_t> RadixTree::Impl::LowestPriority(Tier tier) {

@@ -94,7 +94,8 @@ struct RadixTree::Impl {
   void RemoveEvictable(NodeId id);
   // The heap whose top is the next to go; nullptr when the tier has no evictable leaf.
   EvictionHeap* PickHeap(Tier tier);
-  void RaiseTop(EvictionHeap* heap, Tier tier, uint32_t queue);
+  uint32_t PickQueue(Tier tier);  // REQUIRES: the tier has an evictable leaf
+  bool TopIsExact(EvictionHeap* heap, Tier tier, uint32_t queue);
   std::optional<uint64_t> LowestPriority(Tier tier);
   SlotId EvictOne(Tier tier);
   void Rename(SlotId from, SlotId to);

@@ -279,10 +279,10 @@ class ModelA2cr : public ModelPolicy {
   double Score(const Notes& block) const {
     const double attention = 1 / (1 + block.depth / 16.0);
     const double frequency = 1 - 1 / static_cast<double>(block.uses);
-    // Known in 64 steps only.
-    const double step = 0.7 / 64;
+    // Known in 32 steps only.
+    const double step = 0.7 / 32;
     const double fixed =
-        (std::min(std::floor((0.4 * attention + 0.3 * frequency) / step), 63.0) + 0.5) * step;
+        (std::min(std::floor((0.4 * attention + 0.3 * frequency) / step), 31.0) + 0.5) * step;
     const double seconds = static_cast<double>(now_ - block.order) * 65536 / 1e9;
     return fixed + 0.3 * std::exp(-decay_ * seconds);
   }

@@ -38,7 +38,8 @@ TuneCommand::TuneCommand(CLI::App* app) {
       "  flexkv tune trace.jsonl --memory 200GB --config node.json\n"
       "  flexkv tune trace.jsonl --memory 64GB --ssd 2TB --block-bytes 2MiB -o better.json\n"
       "  flexkv tune trace.jsonl --target cost --target-value 0.5 --memory 1TB --block-bytes 2MiB\n"
-      "  flexkv tune trace.jsonl --target ttft --memory 200GB --config node.json --json\n\n"
+      "  flexkv tune trace.jsonl --target ttft --memory 200GB --config node.json --json\n"
+      "  flexkv tune trace.jsonl --memory 200GB --config node.json --verify\n\n"
       "Targets: hit-rate (the highest, or the value given, then the cheapest size within 0.5\n"
       "points), ttft (the least time until prompts are computed or loaded; a value is in "
       "seconds),\n"
@@ -76,6 +77,11 @@ TuneCommand::TuneCommand(CLI::App* app) {
       ->capture_default_str();
   app_->add_option("-o,--output", output_, "write the configuration there as well")
       ->type_name("FILE");
+  app_->add_flag("--verify", verify_,
+                 "replay the trace against a daemon of its own, with small blocks, and compare");
+  app_->add_option("--verify-requests", verify_requests_, "at most, from the trace's beginning")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 40))
+      ->capture_default_str();
   flags_.AddTo(app_);
   app_->add_flag("--json", json_, "one JSON object");
 }
@@ -143,6 +149,20 @@ absl::StatusOr<TuneRequest> TuneCommand::Request(trace::TraceSource* source) con
   return request;
 }
 
+absl::Status TuneCommand::Verify(trace::TraceSource* source, TuneResult* result) const {
+  Progress progress("verifying");
+  VerifyOptions options;
+  options.max_requests = verify_requests_;
+  options.progress = progress.Callback();
+  const absl::StatusOr<uint64_t> memory = input_.MaxMemory();
+  if (!memory.ok()) return memory.status();
+  options.max_memory_bytes = *memory;
+  absl::StatusOr<VerifyResult> verified = VerifyLive(source, result->chosen.result.cell, options);
+  if (!verified.ok()) return verified.status();
+  result->verified = std::move(*verified);
+  return absl::OkStatus();
+}
+
 int TuneCommand::Run() const {
   EndOnSignals();
   const absl::StatusOr<std::unique_ptr<trace::TraceSource>> source = input_.Open();
@@ -151,9 +171,12 @@ int TuneCommand::Run() const {
   if (!request.ok()) return Fail(request.status());
   Progress progress("searching");
   request->simulate.progress = progress.Callback();
-  const absl::StatusOr<TuneResult> result = Tune(source->get(), *request);
+  absl::StatusOr<TuneResult> result = Tune(source->get(), *request);
   progress.Clear();
   if (!result.ok()) return Fail(result.status());
+  if (verify_) {
+    if (absl::Status status = Verify(source->get(), &*result); !status.ok()) return Fail(status);
+  }
   const absl::StatusOr<TunedConfig> config = MakeTunedConfig(
       *result, *request, config_path_.empty() ? "" : TextOf(config_path_), ssd_dir_);
   if (!config.ok()) return Fail(config.status());

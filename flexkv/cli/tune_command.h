@@ -23,6 +23,7 @@ class TuneCommand {
 
  private:
   absl::StatusOr<uint64_t> BlockBytes(trace::TraceSource* source) const;
+  absl::Status Verify(trace::TraceSource* source, TuneResult* result) const;
   absl::StatusOr<TuneRequest> Request(trace::TraceSource* source) const;
 
   CLI::App* app_ = nullptr;
@@ -34,7 +35,8 @@ class TuneCommand {
   double memory_price_ = TuneRequest().memory_price, ssd_price_ = TuneRequest().ssd_price;
   double load_gb_per_s_ = trace::SimulateOptions().load_bytes_per_s / 1e9;
   double ssd_gb_per_s_ = trace::SimulateOptions().ssd_bytes_per_s / 1e9;
-  bool json_ = false;
+  bool json_ = false, verify_ = false;
+  uint64_t verify_requests_ = 20000;
 };
 
 }  // namespace flexkv::cli

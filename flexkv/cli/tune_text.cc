@@ -165,6 +165,20 @@ std::string PresentText(const TuneResult& result, const TuneRequest& request) {
                       "\n");
 }
 
+std::string VerifyText(const TuneResult& result) {
+  if (!result.verified.has_value()) return "";
+  const VerifyResult& verified = *result.verified;
+  return absl::StrCat("\nVerified on a daemon with ", BlocksText(verified.cell.cpu_blocks),
+                      " small blocks in memory",
+                      verified.cell.ssd_blocks == 0
+                          ? ""
+                          : absl::StrCat(" and ", BlocksText(verified.cell.ssd_blocks), " on SSD"),
+                      ", ", Grouped(verified.requests), " lookups in ", Seconds(verified.seconds),
+                      ": predicted ", Percent(verified.predicted), ", measured ",
+                      Percent(verified.measured), " (", Points(verified.difference()),
+                      " points)\n");
+}
+
 std::string TargetText(const TuneResult& result, const TuneRequest& request) {
   if (!request.target_value.has_value() || result.target_reached) return "";
   return absl::StrCat(
@@ -224,8 +238,8 @@ std::string TuneText(const TuneResult& result, const TuneRequest& request,
                     Seconds(chosen.ttft_s), " instead of ", Seconds(result.present->ttft_s),
                     " (mean)\n");
   }
-  absl::StrAppend(&text, "Top:    ", TopText(result, request), "\nConfiguration\n",
-                  trace::Dump(config.json, 2), "\n");
+  absl::StrAppend(&text, "Top:    ", TopText(result, request), VerifyText(result),
+                  "\nConfiguration\n", trace::Dump(config.json, 2), "\n");
   for (const std::string& note : config.notes) absl::StrAppend(&text, "note: ", note, "\n");
   if (request.present.has_value() && !config.changes.empty()) {
     text += "\nChanges\n";
@@ -265,6 +279,14 @@ OrderedJson TuneJson(const TuneResult& result, const TuneRequest& request,
                       {"target_reached", result.target_reached}};
   json["present"] = result.present.has_value() ? PointJson(*result.present) : OrderedJson();
   if (result.present.has_value()) json["present_timed_hit_rate"] = result.present_timed_rate;
+  json["verified"] = OrderedJson();
+  if (result.verified.has_value()) {
+    json["verified"] = {{"requests", result.verified->requests},
+                        {"predicted_hit_rate", result.verified->predicted},
+                        {"measured_hit_rate", result.verified->measured},
+                        {"failed_loads", result.verified->failed_loads},
+                        {"seconds", result.verified->seconds}};
+  }
   json["sizes"] = VariantsJson(result.sizes);
   json["policies"] = VariantsJson(result.policies);
   json["others"] = VariantsJson(result.others);

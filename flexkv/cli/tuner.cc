@@ -49,7 +49,7 @@ class Search {
 
   absl::StatusOr<std::vector<TunePoint>> Points(const std::vector<Cell>& cells, bool timed = false);
   TunePoint PointOf(const CellResult& result) const;
-  const TunePoint& Best(const std::vector<TunePoint>& points);
+  size_t Best(const std::vector<TunePoint>& points);
   // What the target counts, more is better.
   double Worth(const TunePoint& point) const;
 
@@ -149,12 +149,9 @@ absl::Status Search::ChoosePolicy() {
   return absl::OkStatus();
 }
 
-const TunePoint& Search::Best(const std::vector<TunePoint>& points) {
+size_t Search::Best(const std::vector<TunePoint>& points) {
   double best = Worth(points.front());
-  for (const TunePoint& point : points) {
-    best = std::max(best, Worth(point));
-    out_.best_rate = std::max(out_.best_rate, point.result.hit_rate());
-  }
+  for (const TunePoint& point : points) best = std::max(best, Worth(point));
   double wanted = request_.target == TuneTarget::kTtft ? best * 1.01  // both are negative
                                                        : best - kFlat;
   if (request_.target_value.has_value()) {
@@ -165,15 +162,15 @@ const TunePoint& Search::Best(const std::vector<TunePoint>& points) {
   } else if (request_.target == TuneTarget::kCost) {
     wanted = 0.9 * best;
   }
-  const TunePoint* chosen = nullptr;
-  for (const TunePoint& point : points) {
-    if (Worth(point) + 1e-9 < wanted) continue;
-    if (chosen == nullptr || point.cost < chosen->cost ||
-        (point.cost == chosen->cost && Worth(point) > Worth(*chosen))) {
-      chosen = &point;
+  size_t chosen = points.size();
+  for (size_t i = 0; i < points.size(); ++i) {
+    if (Worth(points[i]) + 1e-9 < wanted) continue;
+    if (chosen == points.size() || points[i].cost < points[chosen].cost ||
+        (points[i].cost == points[chosen].cost && Worth(points[i]) > Worth(points[chosen]))) {
+      chosen = i;
     }
   }
-  return chosen == nullptr ? points.front() : *chosen;
+  return chosen == points.size() ? 0 : chosen;
 }
 
 absl::Status Search::ChooseSize() {
@@ -199,7 +196,18 @@ absl::Status Search::ChooseSize() {
   }
   const absl::StatusOr<std::vector<TunePoint>> points = Points(cells);
   if (!points.ok()) return points.status();
-  out_.chosen = Best(*points);
+  for (const TunePoint& point : *points) {
+    out_.best_rate = std::max(out_.best_rate, point.result.hit_rate());
+  }
+  if (most_ssd_ == 0) {
+    out_.chosen = (*points)[Best(*points)];
+    return absl::OkStatus();
+  }
+  // With an SSD, little memory looks as good as much until requests take time: then what is on
+  // its way from the SSD needs room.
+  const absl::StatusOr<std::vector<TunePoint>> timed = Points(cells, true);
+  if (!timed.ok()) return timed.status();
+  out_.chosen = (*points)[Best(*timed)];
   return absl::OkStatus();
 }
 

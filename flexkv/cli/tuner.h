@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "flexkv/cli/verify.h"
 #include "flexkv/trace/simulate.h"
 
 namespace flexkv::cli {
@@ -57,6 +58,7 @@ struct TuneResult {
   bool tops_out = false;  // twice the memory gains less than half a point
   // At their times, with the daemon's eviction ahead of need.
   double timed_rate = 0, present_timed_rate = 0;
+  std::optional<VerifyResult> verified;          // by whoever wants it; Tune leaves it empty
   std::vector<Variant> sizes, policies, others;  // around the chosen one
 };
 

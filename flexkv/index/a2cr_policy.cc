@@ -11,8 +11,8 @@
 //
 // A clean-up condemns what scores below the threshold at that moment. The manager evicts only when
 // room is needed, so what is condemned stays useful until then; condemned leaves go first, oldest
-// first, then the others by score. Counts are not decayed: the weights are known to fall below LRU
-// where much is used once (see docs/tuning.md); kept for comparison.
+// first, then the others by score. Counts are not decayed: with these weights it falls below LRU where
+// much is used once. Kept for comparison.
 //
 // Attention and frequency are fixed between two uses of a block: their sum, in 32 steps, is its
 // queue. Inside a queue recency alone orders, for ever; across queues the tops' scores are compared

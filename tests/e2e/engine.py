@@ -55,7 +55,12 @@ class RealEngine:
         assert self.connector._scheduler.session.wait_ready(10_000), "the daemon does not report the engine as ready"
 
     def add(
-        self, prompt: list[int], max_tokens: int = 8, salt: str | None = None, schema: dict[str, Any] | None = None
+        self,
+        prompt: list[int],
+        max_tokens: int = 8,
+        salt: str | None = None,
+        schema: dict[str, Any] | None = None,
+        hint: Any = None,
     ) -> str:
         """With a JSON schema the answer ends where the schema does."""
         request_id = f"r{next(self._ids)}"
@@ -69,6 +74,7 @@ class RealEngine:
             ignore_eos=schema is None,
             detokenize=False,
             structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None,
+            extra_args={"kv_transfer_params": {"flexkv.hint": hint}} if hint is not None else None,
         )
         self.engine.add_request(request_id, inputs, parameters)  # type: ignore[arg-type]
         return request_id
@@ -90,9 +96,10 @@ class RealEngine:
         max_tokens: int = 8,
         salt: str | None = None,
         schema: dict[str, Any] | None = None,
+        hint: Any = None,
     ) -> list[list[int]]:
         """Greedy tokens of all prompts, served at the same time."""
-        ids = [self.add(prompt, max_tokens, salt, schema) for prompt in prompts]
+        ids = [self.add(prompt, max_tokens, salt, schema, hint) for prompt in prompts]
         self.run()
         return [self.outputs[request_id] for request_id in ids]
 

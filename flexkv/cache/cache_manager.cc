@@ -38,11 +38,16 @@ Engine* CacheManager::Impl::FindEngine(EngineHandle handle) {
 }
 
 Namespace* CacheManager::Impl::NamespaceById(NamespaceId id) {
+  if (found_ns != nullptr && found_ns_id == id) return found_ns;
   auto it = namespace_by_id.find(id);
-  return it == namespace_by_id.end() ? nullptr : it->second;
+  if (it == namespace_by_id.end()) return nullptr;
+  found_ns_id = id;
+  found_ns = it->second;
+  return found_ns;
 }
 
 void CacheManager::Impl::SetEpoch(Namespace* ns, NamespaceId id) {
+  found_ns = nullptr;
   namespace_by_id.erase(ns->id);
   ns->id = id;
   namespace_by_id.emplace(id, ns);
@@ -229,6 +234,7 @@ void CacheManager::Impl::CollectGarbage() {
     SizeClass& store = *ns->size_class->store;
     if (ns->engines > 0 || ns->ops > 0 || store.BlocksOf(ns->id) > 0) return false;
     store.DropNamespace(ns->id);
+    found_ns = nullptr;
     namespace_by_id.erase(ns->id);
     return true;
   });

@@ -199,7 +199,7 @@ struct CacheManager::Impl {
   // --- room.cc
   std::vector<ClassShare> Shares() const;
   size_t IndexOf(const ClassState* size_class) const;
-  uint32_t AddableGroups(ClassState* size_class) const;
+  uint32_t AddableGroups(ClassState* size_class, uint32_t most) const;
   bool Grow(ClassState* size_class);
   bool Evict(ClassState* size_class);
   bool Reclaim(ClassState* needy);
@@ -296,6 +296,9 @@ struct CacheManager::Impl {
   std::vector<std::unique_ptr<ClassState>> classes;
   std::vector<std::unique_ptr<Namespace>> namespaces;
   absl::flat_hash_map<NamespaceId, Namespace*> namespace_by_id;  // present epochs
+  // The one asked for last, as evictions ask for the same again and again; nullptr: look it up.
+  NamespaceId found_ns_id = 0;
+  Namespace* found_ns = nullptr;
   absl::flat_hash_map<EngineHandle, std::unique_ptr<Engine>> engines;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Op>> ops;  // by id
   absl::flat_hash_map<uint64_t, LaunchedPart> parts;       // by graph tag

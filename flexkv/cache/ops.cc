@@ -174,7 +174,11 @@ PutPlan CacheManager::Impl::PlanPutOf(Engine* engine, std::span<const BlockHash>
   room.free_slots = size_class->store->slots().free_slots();
   room.slots_per_group = size_class->store->geometry().slots_per_group;
   // The budget is looked at only when free slots do not suffice: most puts need no new group.
-  if (room.free_slots < count) room.addable_groups = AddableGroups(size_class);
+  if (room.free_slots < count) {
+    const uint64_t missing = count - room.free_slots;
+    const uint64_t groups = missing / std::max(1u, room.slots_per_group) + 1;
+    room.addable_groups = AddableGroups(size_class, static_cast<uint32_t>(groups));
+  }
   room.busy = engine->ops.size() >= options.max_ops_per_engine || FaultFires("manager.refuse_put");
   return PlanPut(offer, room);
 }
@@ -186,8 +190,11 @@ uint32_t CacheManager::Impl::LaunchPut(Request* request, OpKey key,
   Engine* engine = request->engine;
   SizeClass& store = *engine->size_class->store;
   // The parent may be the next leaf to give way: hold it while room is made. A parent that is still
-  // pending cannot be evicted, and neither can the ready blocks before it.
-  const PrefixMatch parent = store.tree().Find(engine->ns->id, chain.first(plan.start));
+  // pending cannot be evicted, and neither can the ready blocks before it. A lease that ends there
+  // holds it already.
+  const bool leased = request->lease.id != 0 && request->lease.blocks == plan.start;
+  PrefixMatch parent;
+  if (!leased) parent = store.tree().Find(engine->ns->id, chain.first(plan.start));
   NamespaceId pin = 0;
   if (parent.num_blocks > 0) pin = store.tree().Pin(parent.last);
   auto op = std::make_unique<Op>();

@@ -29,13 +29,13 @@ size_t CacheManager::Impl::IndexOf(const ClassState* size_class) const {
   return index;
 }
 
-// How many groups the unused budget and the others' claims leave to this class.
-uint32_t CacheManager::Impl::AddableGroups(ClassState* size_class) const {
-  if (now < size_class->no_memory_until) return 0;
+// How many groups, up to `most`, the unused budget and the others' claims leave to this class.
+uint32_t CacheManager::Impl::AddableGroups(ClassState* size_class, uint32_t most) const {
+  const uint32_t left = std::min(
+      most, size_class->store->geometry().max_groups - size_class->store->slots().num_groups());
+  if (left == 0 || now < size_class->no_memory_until) return 0;
   std::vector<ClassShare> shares = Shares();
   const size_t own = IndexOf(size_class);
-  const uint32_t left =
-      size_class->store->geometry().max_groups - size_class->store->slots().num_groups();
   uint32_t groups = 0;
   while (groups < left && MayGrow(shares, own, budget_bytes)) {
     ++groups;
@@ -45,7 +45,7 @@ uint32_t CacheManager::Impl::AddableGroups(ClassState* size_class) const {
 }
 
 bool CacheManager::Impl::Grow(ClassState* size_class) {
-  if (AddableGroups(size_class) == 0) return false;
+  if (AddableGroups(size_class, 1) == 0) return false;
   if (!size_class->store->AddGroup().ok()) {
     size_class->no_memory_until = now + kNoMemoryNs;
     return false;
@@ -97,7 +97,7 @@ bool CacheManager::Impl::Reclaim(ClassState* needy) {
   store.ContinueDraining(kDrainSlotsPerCall);
   for (NamespaceId owner : store.TakeDrained())
     Count(NamespaceById(owner), &CacheCounters::evicted_blocks, 1);
-  return AddableGroups(needy) > 0;
+  return AddableGroups(needy, 1) > 0;
 }
 
 void CacheManager::Impl::AllocateSlots(ClassState* size_class, const PutPlan& plan,
@@ -136,7 +136,7 @@ void CacheManager::Impl::EvictAhead(ClassState* size_class) {
   const double start = options.evict_start_ratio;
   if (PlanEvictAhead(table.used(), table.capacity(), false, start, options.evict_ratio) == 0)
     return;
-  const bool can_grow = AddableGroups(size_class) > 0;
+  const bool can_grow = AddableGroups(size_class, 1) > 0;
   uint64_t count =
       PlanEvictAhead(table.used(), table.capacity(), can_grow, start, options.evict_ratio);
   count = std::min(count, kEvictAheadPerTick);

@@ -12,6 +12,7 @@ SizeClass::SizeClass(std::vector<uint64_t> shard_bytes, GroupGeometry geometry,
                      SegmentStore* segments)
     : shard_bytes_(std::move(shard_bytes)),
       geometry_(std::move(geometry)),
+      slots_per_group_(geometry_.slots_per_group),
       segments_(segments),
       slots_({.slots_per_group = geometry_.slots_per_group,
               .max_groups = geometry_.max_groups,
@@ -145,8 +146,8 @@ bool SizeClass::GiveBackEmpty(TimeNs now, TimeNs cutoff, uint32_t keep) {
 }
 
 ArenaPlace SizeClass::PlaceOf(SlotId slot, uint32_t rank, uint32_t engine_index) const {
-  const uint32_t group = slot.index() / geometry_.slots_per_group;
-  const uint32_t within = slot.index() % geometry_.slots_per_group;
+  const uint32_t group = slots_per_group_.Quotient(slot.index());
+  const uint32_t within = slot.index() - group * geometry_.slots_per_group;
   return ArenaPlace{.segment = groups_[group].segments[rank],
                     .engine_index = engine_index,
                     .offset_bytes = within * geometry_.strides[rank]};
@@ -168,7 +169,7 @@ absl::Status SizeClass::Insert(NamespaceId ns, std::span<const BlockHash> chain,
     SetOwner(slot, ns);
     ++resident_[static_cast<size_t>(slot.tier())];
   }
-  blocks_of_[ns] += slots.size();
+  if (uint64_t* count = CountOf(ns); count != nullptr) *count += slots.size();
   NoteCapacity();
   return absl::OkStatus();
 }
@@ -185,11 +186,20 @@ void SizeClass::SetOwner(SlotId handle, NamespaceId ns) {
   owners[handle.index()] = ns;
 }
 
+// nullptr: not one of ours.
+uint64_t* SizeClass::CountOf(NamespaceId ns) {
+  if (counted_ != nullptr && counted_ns_ == ns) return counted_;
+  const auto found = blocks_of_.find(ns);
+  if (found == blocks_of_.end()) return nullptr;
+  counted_ns_ = ns;
+  counted_ = &found->second;
+  return counted_;
+}
+
 // The blocks in `freed` left the tree: residency's references drop, and copies with them.
 void SizeClass::Forget(std::span<const SlotId> freed) {
   for (SlotId slot : freed) {
-    auto count = blocks_of_.find(OwnerAt(slot));
-    if (count != blocks_of_.end()) --count->second;
+    if (uint64_t* count = CountOf(OwnerAt(slot)); count != nullptr) --*count;
     --resident_[static_cast<size_t>(slot.tier())];
     if (slot.tier() == Tier::kCpu) {
       slots_.Unref(slot);
@@ -296,6 +306,7 @@ uint32_t SizeClass::DrainSsdGroup(uint32_t group, uint32_t budget, uint32_t* cur
 
 void SizeClass::AddNamespace(NamespaceId ns) {
   tree_->AddNamespace(ns);
+  counted_ = nullptr;
   blocks_of_[ns] = 0;
 }
 
@@ -303,6 +314,7 @@ void SizeClass::DropNamespace(NamespaceId ns) {
   freed_.clear();
   tree_->DropNamespace(ns, &freed_);
   Forget(freed_);
+  counted_ = nullptr;
   blocks_of_.erase(ns);
 }
 

@@ -19,6 +19,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "flexkv/base/clock.h"
+#include "flexkv/base/fixed_divisor.h"
 #include "flexkv/base/ids.h"
 #include "flexkv/cache/copy_list.h"
 #include "flexkv/cache/planner.h"
@@ -138,6 +139,7 @@ class SizeClass {
   bool IsDraining(uint32_t group) const;
   void ContinueDrain(Drain* drain, uint32_t budget);
   void Forget(std::span<const SlotId> freed);
+  uint64_t* CountOf(NamespaceId ns);
   void DestroyGroup(uint32_t position);
   void DropCopy(SlotId ssd);
   NamespaceId OwnerAt(SlotId handle) const {
@@ -150,6 +152,7 @@ class SizeClass {
 
   const std::vector<uint64_t> shard_bytes_;
   const GroupGeometry geometry_;
+  const FixedDivisor slots_per_group_;
   uint64_t block_bytes_ = 0;
   SegmentStore* const segments_;
   SlotTable slots_;
@@ -163,6 +166,10 @@ class SizeClass {
   CopyList copies_;
   std::vector<SlotId> left_;  // SSD slots
   absl::flat_hash_map<NamespaceId, uint64_t> blocks_of_;
+  // Where the count of one namespace is, until the table changes: most blocks that leave are of the
+  // same as the one before.
+  NamespaceId counted_ns_ = 0;
+  uint64_t* counted_ = nullptr;
   std::vector<Drain> drains_;
   std::vector<NamespaceId> drained_;
   uint64_t version_ = 1;

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/base/fixed_divisor.h"
 
 namespace flexkv {
 namespace {
@@ -37,6 +38,8 @@ struct Group {
   uint32_t used = 0;
   bool closed = false;
   int list = -1;  // -1: full, closed or vacant
+  // While open and within these numbers of used slots the group belongs in `list`.
+  uint32_t fewest_used = 1, most_used = 0;
   uint32_t previous = kNoGroup, next = kNoGroup;
 
   bool present() const { return !words.empty(); }
@@ -45,7 +48,10 @@ struct Group {
 }  // namespace
 
 struct SlotTable::Impl {
-  Options options;
+  explicit Impl(const Options& o) : options(o), per_group(o.slots_per_group) {}
+
+  const Options options;
+  const FixedDivisor per_group;
   std::vector<Group> groups;
   std::vector<uint32_t> vacant;  // positions given back, reused before new ones
   uint32_t head[kLists];
@@ -73,6 +79,14 @@ struct SlotTable::Impl {
   void Link(uint32_t position, int list, bool at_front) {
     Group& group = groups[position];
     group.list = list;
+    // ListFor, solved for `used`.
+    const uint64_t slots = options.slots_per_group;
+    const auto first_of = [&](int l) {
+      return static_cast<uint32_t>(1 + (static_cast<uint64_t>(l - 1) * slots + kLists - 2) /
+                                           (kLists - 1));
+    };
+    group.fewest_used = list == 0 ? 0 : first_of(list);
+    group.most_used = list == 0 ? 0 : std::min(first_of(list + 1), options.slots_per_group) - 1;
     group.previous = at_front ? kNoGroup : tail[list];
     group.next = at_front ? head[list] : kNoGroup;
     (group.previous == kNoGroup ? head[list] : groups[group.previous].next) = position;
@@ -82,8 +96,13 @@ struct SlotTable::Impl {
 
   // After `used` or `closed` of the group changed. The group that just got fuller goes in front.
   void Relink(uint32_t position, bool at_front) {
-    const int list = ListFor(groups[position]);
-    if (list == groups[position].list) return;
+    const Group& group = groups[position];
+    if (group.list >= 0 && !group.closed && group.used >= group.fewest_used &&
+        group.used <= group.most_used) {
+      return;
+    }
+    const int list = ListFor(group);
+    if (list == group.list) return;
     Unlink(position);
     if (list >= 0) Link(position, list, at_front);
   }
@@ -94,19 +113,19 @@ struct SlotTable::Impl {
   uint32_t* Word(SlotId slot) {
     if (!slot.valid() || slot.tier() != options.tier || options.slots_per_group == 0)
       return nullptr;
-    const uint32_t position = slot.index() / options.slots_per_group;
+    const uint32_t position = per_group.Quotient(slot.index());
     if (position >= groups.size() || !groups[position].present()) return nullptr;
-    return &groups[position].words[slot.index() % options.slots_per_group];
+    return &groups[position].words[per_group.Remainder(slot.index())];
   }
 };
 
-SlotTable::SlotTable(Options options) : impl_(std::make_unique<Impl>()) {
+SlotTable::SlotTable(Options options) {
   if (options.slots_per_group == 0) options.max_groups = 0;
   if (options.max_groups > 0) {
     const uint64_t limit = (uint64_t{SlotId::kMaxIndex} + 1) / options.slots_per_group;
     options.max_groups = static_cast<uint32_t>(std::min<uint64_t>(options.max_groups, limit));
   }
-  impl_->options = options;
+  impl_ = std::make_unique<Impl>(options);
   std::fill(std::begin(impl_->head), std::end(impl_->head), kNoGroup);
   std::fill(std::begin(impl_->tail), std::end(impl_->tail), kNoGroup);
 }
@@ -194,10 +213,10 @@ bool SlotTable::Unref(SlotId slot) {
   uint32_t* word = table.Word(slot);
   Require(word != nullptr && (*word & kFreeBit) == 0, "Unref of a free slot");
   if (--*word > 0) return false;
-  const uint32_t position = slot.index() / table.options.slots_per_group;
+  const uint32_t position = table.per_group.Quotient(slot.index());
   Group& group = table.groups[position];
   *word = kFreeBit | group.first_free;
-  group.first_free = slot.index() % table.options.slots_per_group;
+  group.first_free = static_cast<uint32_t>(word - group.words.data());
   --group.used;
   --table.used;
   if (!group.closed) ++table.free_open;

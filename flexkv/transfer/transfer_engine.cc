@@ -96,6 +96,7 @@ struct TransferEngine::Impl {
   int ExecutorFor(Route route) const;
   absl::Status Prepare(TransferGraph* graph, GraphEntry* entry);
   void MakeReady(GraphEntry* graph, uint32_t index);
+  bool TryAtOnce(OpEntry* entry);
   void Pump();
   bool SubmitFront(const LaneKey& key);
   void EndOp(GraphEntry* graph, uint32_t index, OpResult result);
@@ -138,11 +139,20 @@ absl::Status TransferEngine::Impl::Prepare(TransferGraph* graph, GraphEntry* ent
 void TransferEngine::Impl::MakeReady(GraphEntry* graph, uint32_t index) {
   OpEntry& entry = graph->ops[index];
   entry.state = OpState::kReady;
+  ++unfinished[entry.executor];
+  if (TryAtOnce(&entry)) return;
   const LaneKey key{entry.executor, entry.op.engine, entry.op.rank};
   std::deque<OpRef>& lane = lanes[key];
   if (lane.empty()) turns.push_back(key);
   lane.push_back(OpRef{graph, index});
-  ++unfinished[entry.executor];
+}
+
+// With nobody waiting the executor may have the op without a lane.
+bool TransferEngine::Impl::TryAtOnce(OpEntry* entry) {
+  if (!turns.empty() || !executors[entry->executor]->Submit(entry->op)) return false;
+  entry->state = OpState::kRunning;
+  entry->op.blocks = {};
+  return true;
 }
 
 // False when the lane is to sit out this round.

@@ -107,7 +107,9 @@ TraceRecorder::Slot& TraceRecorder::Append(RecordKind kind, EngineHandle engine,
 
 void TraceRecorder::Pop() {
   hashes_head_ = At(head_).hashes_end;
-  if (++head_ == tail_) hashes_head_ = hashes_tail_;
+  if (++head_ != tail_) return;
+  first_place_ = tail_;
+  hashes_head_ = hashes_tail_ = 0;
 }
 
 void TraceRecorder::HandOnClosed() {

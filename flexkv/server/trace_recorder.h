@@ -117,7 +117,7 @@ class TraceRecorder {
     std::unique_ptr<trace::TraceRecord> aside;  // set aside
   };
 
-  Slot& At(uint64_t place) { return slots_[place % slots_.size()]; }
+  Slot& At(uint64_t place) { return slots_[(place - first_place_) % slots_.size()]; }
   // A record at the end of the queue. Its hashes are left out where the options say so.
   Slot& Append(trace::RecordKind kind, EngineHandle engine, TimeNs now,
                std::span<const BlockHash> hashes);
@@ -140,6 +140,7 @@ class TraceRecorder {
   RecordSink* sink_;
   std::vector<Slot> slots_;  // a ring: places head_ to tail_
   uint64_t head_ = 0, tail_ = 0;
+  uint64_t first_place_ = 0;  // that lies in slots_[0]: an empty queue starts over, in warm memory
   std::unique_ptr<std::byte[]> hashes_;  // a ring; a record's lie in one piece
   uint64_t hashes_head_ = 0, hashes_tail_ = 0;
   absl::flat_hash_map<RequestId, Known> requests_;

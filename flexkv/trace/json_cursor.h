@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,16 @@ class JsonCursor {
 
   // The next key of the line's object; false at its end. The view holds until the next call.
   bool NextKey(std::string_view* key);
+
+  // For lines as one known program writes them: moves over `text` if it is what comes next. Calls
+  // of this kind and of NextKey do not mix; a line that differs is read again from its start.
+  bool SkipText(std::string_view text) {
+    if (!ok() || static_cast<size_t>(end_ - at_) < text.size()) return false;
+    if (std::memcmp(at_, text.data(), text.size()) != 0) return false;
+    at_ += text.size();
+    return true;
+  }
+  bool at_end() const { return ok() && at_ == end_; }
 
   // Whole numbers, also when written as 12.0 or 1e3.
   bool ReadUint(uint64_t* value);

@@ -268,7 +268,10 @@ bool JsonCursor::ReadHexWords(uint32_t digits, uint64_t* out, uint64_t* count) {
     ++*count;
     group += digits;
   }
-  if (*group != '"') return Fail(at_ == end_ ? "the line is cut" : "a hash of another length");
+  if (*group != '"') {
+    const bool ends = std::memchr(group, '"', static_cast<size_t>(end_ - group)) != nullptr;
+    return Fail(ends ? "a hash of another length" : "the line is cut");
+  }
   at_ = group + 1;
   return true;
 }

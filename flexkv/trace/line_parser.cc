@@ -40,7 +40,7 @@ uint64_t HashText(std::string_view text) {
   return hash;
 }
 
-void LineParser::Append(TraceRequest request, const uint64_t* ids, uint64_t count,
+void LineParser::Append(const TraceRequest& request, const uint64_t* ids, uint64_t count,
                         RequestBatch* batch) {
   if (info_->tokens_per_block == 0) info_->tokens_per_block = request.tokens_per_block;
   if (request.kind != RequestKind::kPut) {
@@ -48,11 +48,11 @@ void LineParser::Append(TraceRequest request, const uint64_t* ids, uint64_t coun
         request.tokens_per_block == 0 ? 0 : request.prompt_tokens / request.tokens_per_block;
     count = std::min<uint64_t>(count, full);
   }
-  request.time_ns = times_.Place(request.time_ns);
-  request.first_block = batch->blocks.size();
-  request.num_blocks = static_cast<uint32_t>(count);
+  TraceRequest& taken = batch->requests.emplace_back(request);
+  taken.time_ns = times_.Place(request.time_ns);
+  taken.first_block = batch->blocks.size();
+  taken.num_blocks = static_cast<uint32_t>(count);
   batch->blocks.insert(batch->blocks.end(), ids, ids + count);
-  batch->requests.push_back(request);
 }
 
 std::optional<TraceFormat> FormatOf(std::string_view line) {

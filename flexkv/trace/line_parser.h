@@ -85,7 +85,8 @@ class LineParser {
   }
   LineOutcome Bad(const JsonCursor& json) { return Bad(std::string(json.reason())); }
   // Completes and appends a request of `count` ids, of which only the full blocks are kept.
-  void Append(TraceRequest request, const uint64_t* ids, uint64_t count, RequestBatch* batch);
+  void Append(const TraceRequest& request, const uint64_t* ids, uint64_t count,
+              RequestBatch* batch);
 
   const OpenTraceOptions options_;
   TraceInfo* const info_;

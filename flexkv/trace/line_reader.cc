@@ -50,6 +50,7 @@ bool LineReader::Fill() {
     return false;
   }
   end_ += *got;
+  text_read_ += *got;
   at_end_ = *got == 0;
   return !at_end_;
 }

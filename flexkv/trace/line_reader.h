@@ -20,7 +20,7 @@ inline constexpr size_t kLinePadding = 64;
 
 struct Line {
   std::string_view text;  // without its '\n'
-  bool too_long = false;  // longer than allowed, `text` is empty
+  bool too_long = false;  // longer than allowed; `text` may be empty
   bool complete = true;   // false: the file ends without '\n'
 };
 
@@ -39,13 +39,19 @@ class LineReader {
     const char* start = buffer_.get() + begin_;
     begin_ += static_cast<uint64_t>(end - start) + 1;
     line->text = {start, static_cast<size_t>(end - start)};
-    line->too_long = false;
+    line->too_long = line->text.size() > max_line_bytes_;
     line->complete = true;
     return true;
   }
 
   const absl::Status& status() const { return status_; }
   const ByteSource& source() const { return *source_; }
+  // Stored bytes that the lines given out stand for, nearly: without what lies in the buffer.
+  uint64_t stored_done() const {
+    const auto ahead = static_cast<double>(end_ - begin_);
+    const double share = text_read_ == 0 ? 0 : ahead / static_cast<double>(text_read_);
+    return static_cast<uint64_t>(static_cast<double>(source_->stored_read()) * (1 - share));
+  }
 
  private:
   bool NextSlow(Line* line);
@@ -58,6 +64,7 @@ class LineReader {
   uint64_t capacity_;
   std::unique_ptr<char[]> buffer_;  // kLinePadding longer than capacity_
   uint64_t begin_ = 0, end_ = 0;    // what of it was read and not given out
+  uint64_t text_read_ = 0;
   bool at_end_ = false;
   absl::Status status_;
 };

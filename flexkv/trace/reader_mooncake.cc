@@ -15,33 +15,61 @@ class MooncakeParser : public LineParser {
   using LineParser::LineParser;
 
   LineOutcome Parse(std::string_view line, RequestBatch* batch) override {
-    constexpr uint32_t kTime = 1, kInput = 2, kIds = 4, kChat = 8, kAll = 7;
-    TraceRequest request;
-    uint64_t count = 0;
-    uint32_t seen = 0;
+    Prompt prompt;
     uint64_t* const ids = scratch_.Room(line.size() / 2 + 1);
+    if (!ReadUsual(line, ids, &prompt)) {
+      prompt = {};
+      const LineOutcome outcome = ReadAny(line, ids, &prompt);
+      if (outcome != LineOutcome::kTaken) return outcome;
+    }
+    TraceRequest request;
+    request.time_ns = prompt.time_ns;
+    request.prompt_tokens = prompt.input_tokens;
+    request.output_tokens = prompt.output_tokens;
+    request.tokens_per_block =
+        options_.tokens_per_block != 0 ? options_.tokens_per_block : kTokensPerBlock;
+    if (info_->namespaces.empty()) labels_.Find("");
+    Append(request, ids, prompt.ids, batch);
+    return LineOutcome::kTaken;
+  }
+
+ private:
+  struct Prompt {
+    TimeNs time_ns = 0;
+    uint32_t input_tokens = 0, output_tokens = 0;
+    uint64_t ids = 0;
+  };
+
+  // A line as Python writes it, the fields in the order of the published traces.
+  static bool ReadUsual(std::string_view line, uint64_t* ids, Prompt* prompt) {
+    JsonCursor json(line);
+    return json.SkipText("{\"timestamp\": ") && json.ReadScaled(kNsPerMs, &prompt->time_ns) &&
+           json.SkipText(", \"input_length\": ") && json.ReadUint(&prompt->input_tokens) &&
+           json.SkipText(", \"output_length\": ") && json.ReadUint(&prompt->output_tokens) &&
+           json.SkipText(", \"hash_ids\": ") && json.ReadChainedUints(kSeed, ids, &prompt->ids) &&
+           json.SkipText("}") && json.at_end();
+  }
+
+  LineOutcome ReadAny(std::string_view line, uint64_t* ids, Prompt* prompt) {
+    constexpr uint32_t kTime = 1, kInput = 2, kIds = 4, kChat = 8, kAll = 7;
+    uint32_t seen = 0;
     JsonCursor json(line);
     for (std::string_view key; json.NextKey(&key);) {
       if (key == "hash_ids") {
-        seen |= json.ReadChainedUints(kSeed, ids, &count) ? kIds : 0;
+        seen |= json.ReadChainedUints(kSeed, ids, &prompt->ids) ? kIds : 0;
       } else if (key == "timestamp") {
-        seen |= json.ReadScaled(kNsPerMs, &request.time_ns) ? kTime : 0;
+        seen |= json.ReadScaled(kNsPerMs, &prompt->time_ns) ? kTime : 0;
       } else if (key == "input_length") {
-        seen |= json.ReadUint(&request.prompt_tokens) ? kInput : 0;
+        seen |= json.ReadUint(&prompt->input_tokens) ? kInput : 0;
       } else if (key == "output_length") {
-        json.ReadUint(&request.output_tokens);
+        json.ReadUint(&prompt->output_tokens);
       } else {
         if (key == "chat_id") seen |= kChat;
         json.SkipValue();
       }
     }
     if (!json.Finish()) return Bad(json);
-    if (seen != kAll) return LineOutcome::kOtherFormat;
-    request.tokens_per_block =
-        options_.tokens_per_block != 0 ? options_.tokens_per_block : kTokensPerBlock;
-    if (info_->namespaces.empty()) labels_.Find("");
-    Append(request, ids, count, batch);
-    return LineOutcome::kTaken;
+    return seen == kAll ? LineOutcome::kTaken : LineOutcome::kOtherFormat;
   }
 };
 

@@ -138,13 +138,18 @@ absl::Status TraceOutput::Write(std::string_view text, ZSTD_EndDirective end) {
 
 void TraceOutput::Fail(const absl::Status& why) {
   file_.reset();
+  lost_ += unsettled_;
+  unsettled_ = 0;
   retry_at_ = Clock::now() + std::chrono::nanoseconds(options_.retry_after_ns);
   if (++errors_ == 1 && options_.on_error) options_.on_error(why);
 }
 
-bool TraceOutput::Append(std::string_view lines) {
+bool TraceOutput::Append(std::string_view lines, uint64_t records) {
+  unsettled_ += records;
   if (file_ == nullptr) {
-    if (Clock::now() < retry_at_) return false;
+    const bool early = Clock::now() < retry_at_;
+    if (early) lost_ += std::exchange(unsettled_, 0);
+    if (early) return false;
     const absl::Status made = NextFile();
     if (!made.ok()) {
       Fail(made);
@@ -156,6 +161,7 @@ bool TraceOutput::Append(std::string_view lines) {
     Fail(status);
     return false;
   }
+  if (zstd_ == nullptr) unsettled_ = 0;
   if (options_.rotate_bytes != 0 && file_bytes_ >= options_.rotate_bytes) Close();
   return true;
 }
@@ -164,12 +170,14 @@ void TraceOutput::Flush() {
   if (file_ == nullptr || zstd_ == nullptr) return;
   const absl::Status status = Write({}, ZSTD_e_flush);
   if (!status.ok()) Fail(status);
+  unsettled_ = 0;
 }
 
 void TraceOutput::Close() {
   if (file_ == nullptr) return;
   const absl::Status status = Write({}, ZSTD_e_end);
   if (!status.ok()) Fail(status);
+  unsettled_ = 0;
   file_.reset();
 }
 

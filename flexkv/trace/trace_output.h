@@ -40,8 +40,9 @@ class TraceOutput {
 
   // Makes the first file. Later ones are made by the Append that needs one.
   absl::Status Open();
-  // False: the lines are lost.
-  bool Append(std::string_view lines);
+  // `records`: how many the lines hold, to be counted in lost() where they do not reach the disk.
+  // False: they were lost.
+  bool Append(std::string_view lines, uint64_t records);
   // What was appended reaches the kernel. A failure shows in has_file().
   void Flush();
   void Close();
@@ -51,6 +52,8 @@ class TraceOutput {
   uint64_t written_bytes() const { return written_bytes_; }
   uint64_t files() const { return files_; }
   uint64_t errors() const { return errors_; }
+  // Never too few: of a write that failed half-way all count.
+  uint64_t lost() const { return lost_; }
 
  private:
   absl::Status FindNumbers();
@@ -70,7 +73,8 @@ class TraceOutput {
   std::string compressed_;
   uint64_t next_number_ = 0;
   std::deque<uint64_t> kept_;  // numbers of the files there are, oldest first
-  uint64_t file_bytes_ = 0, written_bytes_ = 0, files_ = 0, errors_ = 0;
+  uint64_t file_bytes_ = 0, written_bytes_ = 0, files_ = 0, errors_ = 0, lost_ = 0;
+  uint64_t unsettled_ = 0;  // records that may still be in the compressor only
   Clock::time_point retry_at_{};
 };
 

@@ -1,6 +1,9 @@
 // One trace over one or more files: which format, which line is bad, when that is too much.
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <limits>
+#include <cerrno>
 #include <memory>
 #include <optional>
 #include <string>
@@ -91,13 +94,16 @@ absl::Status FileTraceSource::CheckFiles() {
       is_pipe_ = true;
       continue;
     }
-    absl::StatusOr<std::unique_ptr<ByteSource>> source = OpenByteSource(path);
-    if (!source.ok()) return source.status();
-    is_pipe_ = is_pipe_ || (*source)->is_pipe();
-    total_bytes_ += (*source)->stored_bytes();
-    if ((*source)->is_pipe() && paths_.size() > 1) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is a pipe, and not the only file"));
+    // Not opened yet: a pipe can be opened only once.
+    struct stat file {};
+    if (stat(path.c_str(), &file) != 0 || access(path.c_str(), R_OK) != 0) {
+      return absl::ErrnoToStatus(errno, path);
     }
+    is_pipe_ = is_pipe_ || !S_ISREG(file.st_mode);
+    total_bytes_ += static_cast<uint64_t>(file.st_size);
+  }
+  if (is_pipe_ && paths_.size() > 1) {
+    return absl::InvalidArgumentError("a pipe can only be the one file of a trace");
   }
   if (is_pipe_) total_bytes_ = 0;
   return absl::OkStatus();
@@ -140,14 +146,16 @@ absl::StatusOr<bool> FileTraceSource::NextFile() {
 // Our own writer may be killed at any time: what it wrote until then is a whole trace.
 absl::Status FileTraceSource::EndFile() {
   CountBytes();
-  const absl::Status status = reader_->status();
+  absl::Status status = reader_->status();
   const bool ours = parser_ != nullptr && info_.format == TraceFormat::kFlexkv;
   const bool killed = ours && absl::IsDataLoss(status) && reader_->source().cut();
+  if (killed) {
+    ++line_number_;
+    ++info_.lines;
+    status = AddBadLine("the compressed file is cut");
+  }
   reader_.reset();
-  if (!killed) return status;
-  ++line_number_;
-  ++info_.lines;
-  return AddBadLine("the compressed file is cut");
+  return status;
 }
 
 absl::StatusOr<bool> FileTraceSource::NextLine(Line* line) {
@@ -254,8 +262,10 @@ absl::Status FileTraceSource::AddBadLine(std::string_view reason) {
 absl::Status FileTraceSource::CheckBadLines(bool at_end) const {
   if (info_.bad_lines <= kBadLinesForgiven || parser_ == nullptr) return absl::OkStatus();
   double lines = static_cast<double>(info_.lines);
-  const double done = progress();
-  if (!at_end && done > 0) lines /= done;
+  if (!at_end && total_bytes_ > 0) {
+    const auto done = static_cast<double>(bytes_before_ + reader_->stored_done());
+    lines *= std::max(1.0, static_cast<double>(total_bytes_) / std::max(1.0, done));
+  }
   if (static_cast<double>(info_.bad_lines) <= options_.max_bad_share * lines) {
     return absl::OkStatus();
   }

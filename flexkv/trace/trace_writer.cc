@@ -146,7 +146,7 @@ class WriterThread {
     int count = 0;
     while (state_->ring.Front(&entry)) {
       if (stop && SteadyClock::now() > state_->deadline) {
-        state_->lost.fetch_add(1, std::memory_order_relaxed);
+        ++too_late_;
       } else {
         Format(entry);
       }
@@ -180,9 +180,8 @@ class WriterThread {
 
   void WriteBuffer() {
     if (buffer_.empty()) return;
-    if (!state_->output.Append(buffer_)) {
-      state_->lost.fetch_add(buffered_, std::memory_order_relaxed);
-    }
+    state_->output.Append(buffer_, buffered_);
+    PublishLost();
     buffer_.clear();
     buffered_ = 0;
     ForgetNamesOfClosedFile();
@@ -198,7 +197,7 @@ class WriterThread {
     if (missing == said_missing_) return;
     std::string line;
     AppendDropLine(missing - said_missing_, &line);
-    if (state_->output.Append(line)) said_missing_ = missing;
+    if (state_->output.Append(line, 0)) said_missing_ = missing;
     ForgetNamesOfClosedFile();
   }
 
@@ -216,7 +215,12 @@ class WriterThread {
     state_->wake.wait_for(lock, kIdleWait);
   }
 
+  void PublishLost() {
+    state_->lost.store(state_->output.lost() + too_late_, std::memory_order_relaxed);
+  }
+
   void Publish() {
+    PublishLost();
     state_->written_bytes.store(state_->output.written_bytes(), std::memory_order_relaxed);
     state_->files.store(state_->output.files(), std::memory_order_relaxed);
     state_->disk_errors.store(state_->output.errors(), std::memory_order_relaxed);
@@ -227,6 +231,7 @@ class WriterThread {
   std::string buffer_;                     // lines
   uint64_t buffered_ = 0;                  // records in it
   std::unordered_set<NamespaceId> named_;  // in the present file
+  uint64_t too_late_ = 0;                  // records left when the time to close was over
   uint64_t said_missing_ = 0;
   SteadyClock::time_point flushed_at_;
 };

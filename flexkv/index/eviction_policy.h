@@ -108,5 +108,6 @@ std::unique_ptr<EvictionPolicy> MakeS3FifoPolicy();
 std::unique_ptr<EvictionPolicy> MakeArcPolicy();
 std::unique_ptr<EvictionPolicy> MakeGdsfPolicy(EvictionObjective objective);
 std::unique_ptr<EvictionPolicy> MakeA2crPolicy();
+std::unique_ptr<EvictionPolicy> MakeHazardPolicy(EvictionObjective objective);
 
 }  // namespace flexkv

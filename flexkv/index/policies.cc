@@ -22,6 +22,7 @@ constexpr std::array kPolicies = {
     Entry{"arc", [](EvictionObjective) { return MakeArcPolicy(); }},
     Entry{"gdsf", [](EvictionObjective objective) { return MakeGdsfPolicy(objective); }},
     Entry{"a2cr", [](EvictionObjective) { return MakeA2crPolicy(); }},
+    Entry{"hazard", [](EvictionObjective objective) { return MakeHazardPolicy(objective); }},
 };
 
 constexpr auto kNames = [] {

@@ -7,12 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "flexkv/index/eviction_policy.h"
 #include "flexkv/index/radix_tree.h"
+#include "flexkv/index/reuse_model.h"
 
 namespace flexkv::testing {
 
@@ -26,6 +28,9 @@ struct Notes {
   std::vector<double> used_at;  // every use
   double value = 0;
   bool condemned = false;
+  uint32_t turns = 0;
+  bool ends_request = false;
+  const Notes* parent = nullptr;  // while it is inserted
 };
 
 class ModelPolicy {
@@ -292,6 +297,95 @@ class ModelA2cr : public ModelPolicy {
   double decay_ = 0.02, threshold_ = 0.2;
 };
 
+// The bookkeeping of `hazard`, with what is evicted remembered for ever; values come from a
+// ReuseModel, which has a naive twin of its own (reuse_model_test.cc). Requests here carry no hint
+// that they end: that depends on where runs are split.
+class ModelHazard : public ModelPolicy {
+ public:
+  explicit ModelHazard(EvictionObjective objective) : objective_(objective) {}
+  void Access(const BlockAccess& access, const std::vector<Notes*>& /*held*/) override {
+    time_ = std::max<uint64_t>(time_ + 1, static_cast<uint64_t>(access.now) >> 14);
+    reuse_.Advance(time_ >> 16);
+    chain_ = access.chain_blocks;
+    first_ = true;
+    hint_ = access.hint.continue_p > 2.0f / 3 ? 2 : 0;
+    if (access.tokens_per_block != 0) tokens_ = access.tokens_per_block;
+    if (!access.new_request) return;
+    ++requests_;
+    mean_ += (chain_ - mean_) / std::min(requests_, 100.0);
+    if (static_cast<uint64_t>(requests_) % 64 == 0) reuse_.Refit(mean_, 64);
+  }
+  void Insert(Notes* block) override {
+    if (first_) Begin(*block);
+    first_ = false;
+    if (auto it = ghosts_.find(block->hash.words); it != ghosts_.end()) {
+      block->uses = it->second.uses;
+      block->turns = it->second.turns;
+      block->queue = it->second.queue;
+      block->order = it->second.order;
+      ghosts_.erase(it);
+      Touch(block);
+    } else {
+      block->turns = turns_;
+      block->queue = hint_ * 12 + kind_;
+      reuse_.Join(block->queue, 1);
+    }
+    block->order = time_;
+    block->ends_request = block->depth + 1 == chain_;
+  }
+  void Touch(Notes* block) override {
+    const uint64_t start = block->order >> 16;
+    reuse_.Reuse(block->queue, start, 1);
+    block->uses = std::min<uint64_t>(block->uses + 1, 7);
+    block->turns = std::min(block->turns + 1, 2u);
+    const uint32_t often = block->uses == 1 ? 0 : block->uses < 4 ? 1 : 2;
+    block->queue = hint_ * 12 + 6 + 2 * often + (reuse_.now() - start < 16 ? 0 : 1);
+    block->order = time_;
+    if (block->depth + 1 == chain_) block->ends_request = true;
+    reuse_.Join(block->queue, 1);
+  }
+  std::vector<Notes*> Victims(const std::vector<Notes*>& leaves) override {
+    std::vector<Notes*> tails;
+    for (uint32_t cell = 0; cell < ReuseModel::kCells; ++cell) {
+      const std::vector<Notes*> members = InQueue(leaves, cell);
+      if (!members.empty()) tails.push_back(Oldest(members).front());
+    }
+    return Least(
+        tails, [this](const Notes& leaf) { return Value(leaf); }, 1e-15);
+  }
+  void Evict(const Notes& block) override {
+    if (auto it = ghosts_.find(block.hash.words); it != ghosts_.end()) Drop(it->second);
+    ghosts_[block.hash.words] = block;
+  }
+  void Drop(const Notes& block) override { reuse_.Leave(block.queue, block.order >> 16, 1); }
+
+ private:
+  double Value(const Notes& block) const {
+    const double depth = objective_ == EvictionObjective::kCompute ? block.depth : 0;
+    const double age = static_cast<double>(time_ - block.order) / 65536;
+    return reuse_.Value(block.queue, age) * (1 + depth * tokens_ / 32768);
+  }
+  void Begin(const Notes& block) {
+    const uint32_t brought = chain_ > block.depth ? chain_ - block.depth : 0;
+    turns_ = 0;
+    if (block.parent != nullptr && block.parent->uses == 0) {
+      turns_ = block.parent->turns;
+      kind_ = block.parent->queue % 12;
+      return;
+    }
+    if (block.parent != nullptr && block.parent->ends_request) turns_ = block.parent->turns;
+    kind_ = turns_ * 2 + (brought * 8 <= chain_ ? 1 : 0);
+  }
+
+  EvictionObjective objective_;
+  ReuseModel reuse_;
+  std::map<std::array<uint64_t, 4>, Notes> ghosts_;
+  uint64_t time_ = 0;
+  uint32_t chain_ = 0, hint_ = 0, turns_ = 0, kind_ = 0;
+  bool first_ = true;
+  double tokens_ = 16, requests_ = 0, mean_ = 0;
+};
+
 // nullptr: none for that name.
 inline std::unique_ptr<ModelPolicy> NewModelPolicy(const std::string& name,
                                                    EvictionObjective objective) {
@@ -302,6 +396,7 @@ inline std::unique_ptr<ModelPolicy> NewModelPolicy(const std::string& name,
   if (name == "arc") return std::make_unique<ModelArc>();
   if (name == "gdsf") return std::make_unique<ModelGdsf>(objective);
   if (name == "a2cr") return std::make_unique<ModelA2cr>();
+  if (name == "hazard") return std::make_unique<ModelHazard>(objective);
   return nullptr;
 }
 

@@ -78,9 +78,11 @@ class History {
   }
 
   // Mostly soon after the one before; one in four was here before.
-  BlockAccess NextAccess() {
+  BlockAccess NextAccess(const std::vector<BlockHash>& chain) {
     now_ += Below(Below(4) == 0 ? UINT32_MAX : 1u << 20);
     return {.now = now_,
+            .hint = {.continue_p = Below(2) == 0 ? -1.0f : 0.9f},
+            .chain_blocks = Below(4) == 0 ? 0 : static_cast<uint32_t>(chain.size()),
             .touched_before = Below(4) == 0 ? Below(shape_.longest) : 0,
             .tokens_per_block = 16u << Below(6)};
   }
@@ -88,7 +90,7 @@ class History {
   void Insert() {
     const std::vector<BlockHash> chain = AnyChain();
     const uint32_t count = Below(2) == 0 ? 1 + Below(4) : shape_.longest;
-    pair_.Insert(AnyNamespace(), chain, count, NextAccess());
+    pair_.Insert(AnyNamespace(), chain, count, NextAccess(chain));
   }
   // Out of order, in bursts; now and then everything, so that readiness does not stall.
   void CommitSome() {
@@ -105,11 +107,13 @@ class History {
   }
   void Match() {
     const NamespaceId ns = AnyNamespace();
-    pair_.Match(ns, AnyChain(), NextAccess());
+    const std::vector<BlockHash> chain = AnyChain();
+    pair_.Match(ns, chain, NextAccess(chain));
   }
   void PinSome() {
     const NamespaceId ns = AnyNamespace();
-    const PrefixMatch match = pair_.Match(ns, AnyChain(), NextAccess());
+    const std::vector<BlockHash> chain = AnyChain();
+    const PrefixMatch match = pair_.Match(ns, chain, NextAccess(chain));
     if (match.num_blocks == 0) return;
     const SlotId slot = pair_.tree().Ancestor(match.last, Below(match.num_blocks));
     pair_.Pin(slot);

@@ -127,6 +127,7 @@ class Model {
       block.depth = depth;
       block.notes.hash = chain[depth];
       block.notes.depth = depth;
+      if (depth > 0) block.notes.parent = &Find(ns, chain[depth - 1])->notes;
       policy->Insert(&block.notes);
       if (depth > 0) {
         block.parent = chain[depth - 1];

@@ -8,6 +8,7 @@
 //   manager_status.cc  status and invariants
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -94,10 +95,10 @@ struct Op {
   TimeNs launched = 0;
   uint32_t first_engine_index = 0;  // of position 0
   std::vector<SlotId> slots;        // CPU slots; kNoSlot: not in memory yet, or done with
-  std::vector<bool> failed;
-  uint32_t ssd_blocks = 0;  // loads: read from an SSD, or awaited from one
-  TimeNs last_read = 0;     // loads: when the last of them was there
-  TimeNs copy_ns = 0;       // of its parts that ended
+  std::vector<bool> failed;         // by position; empty: none
+  uint32_t ssd_blocks = 0;          // loads: read from an SSD, or awaited from one
+  TimeNs last_read = 0;             // loads: when the last of them was there
+  TimeNs copy_ns = 0;               // of its parts that ended
   uint32_t sent_parts = 0;
   uint32_t open_parts = 0;  // sent and not ended
   bool closed = false;      // no more parts follow
@@ -106,6 +107,12 @@ struct Op {
   RequestKey request = 0;   // loads: whose lease ends with the op
   LeaseId lease = 0;
   std::unique_ptr<SsdLoad> from_ssd;  // loads of which not all is in memory
+
+  bool Failed(size_t position) const { return !failed.empty() && failed[position]; }
+  void Fail(uint32_t begin, uint32_t end) {
+    failed.resize(slots.size());
+    std::fill(failed.begin() + begin, failed.begin() + end, true);
+  }
 };
 
 // Part of an op under way: one graph with one transfer op per rank.
@@ -123,6 +130,7 @@ struct CacheManager::Impl {
   static constexpr TimeNs kWaitingNs = 10 * kNsPerSecond;
   static constexpr TimeNs kNoMemoryNs = kNsPerSecond;
   static constexpr size_t kSpareRequests = 256;
+  static constexpr size_t kSpareOps = 64;
   static constexpr size_t kSpareChainBlocks = 4096;
 
   static constexpr uint32_t kSsdCommandsPerTick = 256;
@@ -193,6 +201,8 @@ struct CacheManager::Impl {
   void TakeCompletions();
   void EndPart(uint64_t tag);
   void FinishOp(uint64_t id);
+  std::unique_ptr<Op> NewOp(OpKey key, Route route);
+  void Retire(std::unique_ptr<Op> op);
   uint32_t FinishPut(Op* op);
   uint32_t FinishLoad(Op* op);
 
@@ -201,7 +211,7 @@ struct CacheManager::Impl {
   size_t IndexOf(const ClassState* size_class) const;
   uint32_t AddableGroups(ClassState* size_class, uint32_t most) const;
   bool Grow(ClassState* size_class);
-  bool Evict(ClassState* size_class);
+  bool Evict(ClassState* size_class, SlotId* reuse = nullptr);
   bool Reclaim(ClassState* needy);
   void AllocateSlots(ClassState* size_class, const PutPlan& plan, std::vector<SlotId>* slots);
   void EvictAhead(ClassState* size_class);
@@ -303,6 +313,8 @@ struct CacheManager::Impl {
   absl::flat_hash_map<uint64_t, std::unique_ptr<Op>> ops;  // by id
   absl::flat_hash_map<uint64_t, LaunchedPart> parts;       // by graph tag
   std::vector<std::unique_ptr<Request>> spare_requests;    // so that a lookup allocates nothing
+  std::vector<std::unique_ptr<Op>> spare_ops;
+  TransferEngine::Completed completed;  // scratch
   Request* oldest_lease = nullptr;
   Request* newest_lease = nullptr;
   uint32_t leases = 0;

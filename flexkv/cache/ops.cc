@@ -76,7 +76,6 @@ void CacheManager::Impl::Prepare(Engine* engine, Op* op) {
   op->ns_id = engine->ns->id;
   op->size_class = engine->size_class;
   op->launched = now;
-  op->failed.assign(op->slots.size(), false);
 }
 
 Op* CacheManager::Impl::Register(Engine* engine, std::unique_ptr<Op> op) {
@@ -124,9 +123,7 @@ absl::Status CacheManager::Impl::Load(Engine* engine, RequestKey request_key, Op
   const uint32_t end = first + count;
   const SlotId last = tree.Ancestor(request->lease.last, request->lease.blocks - end);
   if (!last.valid()) return absl::InternalError("lease without its path");
-  auto op = std::make_unique<Op>();
-  op->key = key;
-  op->route = Route::kCpuToDevice;
+  std::unique_ptr<Op> op = NewOp(key, Route::kCpuToDevice);
   op->request = request_key;
   op->lease = request->lease.id;
   op->pinned = last;
@@ -197,13 +194,13 @@ uint32_t CacheManager::Impl::LaunchPut(Request* request, OpKey key,
   if (!leased) parent = store.tree().Find(engine->ns->id, chain.first(plan.start));
   NamespaceId pin = 0;
   if (parent.num_blocks > 0) pin = store.tree().Pin(parent.last);
-  auto op = std::make_unique<Op>();
-  op->key = key;
-  op->route = Route::kDeviceToCpu;
+  std::unique_ptr<Op> op = NewOp(key, Route::kDeviceToCpu);
   AllocateSlots(engine->size_class, plan, &op->slots);
   if (parent.num_blocks > 0) store.tree().Unpin(pin, parent.last);
-  const std::vector<SlotId> slots = op->slots;
+  const std::vector<SlotId>& slots = op->slots;
   if (slots.empty()) return 0;
+  const SlotId first_slot = slots.front();
+  const auto accepted = static_cast<uint32_t>(slots.size());
   const auto path = chain.first(plan.start + slots.size());
   if (!store.Insert(engine->ns->id, path, plan.start, slots, NextAccess(request)).ok()) {
     for (SlotId slot : slots) store.slots().Unref(slot);
@@ -211,10 +208,10 @@ uint32_t CacheManager::Impl::LaunchPut(Request* request, OpKey key,
   }
   op->first_engine_index = plan.start - first;
   if (!Launch(engine, std::move(op)).ok()) {
-    store.Erase(slots.front());  // the rest hangs below it
+    store.Erase(first_slot);  // the rest hangs below it
     return 0;
   }
-  return static_cast<uint32_t>(slots.size());
+  return accepted;
 }
 
 absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey request_key, OpKey key,
@@ -247,14 +244,15 @@ absl::StatusOr<PutAnswer> CacheManager::Impl::Put(Engine* engine, RequestKey req
 // --- end of ops ----------------------------------------------------------------------------------
 
 void CacheManager::Impl::TakeCompletions() {
-  TransferEngine::Completed completed = transfers->GetCompletedGraphsAndOps(0);
+  transfers->TakeCompleted(0, &completed);
   for (const CompletedOp& done : completed.ops) {
     auto it = parts.find(done.tag);
     if (it == parts.end() || it->second.ranks_left == 0) continue;
     LaunchedPart& part = it->second;
     Op* op = ops.at(part.op).get();
     for (uint32_t position : done.result.failed) {
-      if (position < part.end - part.begin) op->failed[part.begin + position] = true;
+      if (position >= part.end - part.begin) continue;
+      op->Fail(part.begin + position, part.begin + position + 1);
     }
     part.copy_ns = std::max(part.copy_ns, done.result.copy_ns);
     if (--part.ranks_left == 0) EndPart(done.tag);
@@ -283,11 +281,11 @@ void CacheManager::Impl::ReleaseSlots(Op* op, uint32_t begin, uint32_t end) {
 uint32_t CacheManager::Impl::FinishPut(Op* op) {
   SizeClass& store = *op->size_class->store;
   uint32_t ok = 0;
-  for (size_t i = 0; i < op->slots.size(); ++i) {
+  for (size_t i = 0; i < op->failed.size(); ++i) {
     if (op->failed[i]) store.Erase(op->slots[i]);
   }
   for (size_t i = 0; i < op->slots.size(); ++i) {
-    if (op->attached && !op->failed[i] && store.tree().Commit(op->slots[i])) ++ok;
+    if (op->attached && !op->Failed(i) && store.tree().Commit(op->slots[i])) ++ok;
   }
   if (ssd.enabled() && options.ssd.admission == SsdAdmission::kAlways) {
     for (SlotId slot : op->slots) QueueWrite(op->size_class, slot);
@@ -312,12 +310,35 @@ uint32_t CacheManager::Impl::FinishLoad(Op* op) {
   return ok;
 }
 
+// Ops are used again, so that a put allocates little.
+std::unique_ptr<Op> CacheManager::Impl::NewOp(OpKey key, Route route) {
+  std::unique_ptr<Op> op;
+  if (spare_ops.empty()) {
+    op = std::make_unique<Op>();
+  } else {
+    op = std::move(spare_ops.back());
+    spare_ops.pop_back();
+  }
+  op->key = key;
+  op->route = route;
+  return op;
+}
+
+void CacheManager::Impl::Retire(std::unique_ptr<Op> op) {
+  if (spare_ops.size() >= kSpareOps || op->slots.capacity() > kSpareChainBlocks) return;
+  std::vector<SlotId> slots = std::move(op->slots);
+  slots.clear();
+  *op = Op{};
+  op->slots = std::move(slots);
+  spare_ops.push_back(std::move(op));
+}
+
 void CacheManager::Impl::FinishOp(uint64_t id) {
-  const std::unique_ptr<Op> op = std::move(ops.extract(id).mapped());
+  std::unique_ptr<Op> op = std::move(ops.extract(id).mapped());
   const uint32_t ok = op->route == Route::kDeviceToCpu ? FinishPut(op.get()) : FinishLoad(op.get());
   ReleaseSlots(op.get(), 0, static_cast<uint32_t>(op->slots.size()));
   --op->ns->ops;
-  if (!op->attached) return;
+  if (!op->attached) return Retire(std::move(op));
   Engine* engine = FindEngine(op->engine);
   engine->ops.erase(op->key);
   events.push_back(ManagerEvent{.kind = ManagerEvent::Kind::kOpDone,
@@ -332,6 +353,7 @@ void CacheManager::Impl::FinishOp(uint64_t id) {
                                 .ssd_ns = op->last_read == 0 ? 0 : op->last_read - op->launched,
                                 .copy_ns = std::min(op->copy_ns, now - op->launched),
                                 .block_bytes = op->size_class->store->block_bytes()});
+  Retire(std::move(op));
 }
 
 }  // namespace flexkv

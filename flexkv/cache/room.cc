@@ -54,19 +54,20 @@ bool CacheManager::Impl::Grow(ClassState* size_class) {
   return true;
 }
 
-bool CacheManager::Impl::Evict(ClassState* size_class) {
+// `reuse` as in SizeClass::EvictOne.
+bool CacheManager::Impl::Evict(ClassState* size_class, SlotId* reuse) {
   SizeClass& store = *size_class->store;
   // With every block on its way to an SSD, one that is there is the cheaper loss.
   const bool keep_copies = options.ssd.admission == SsdAdmission::kSecondTouch;
   NamespaceId owner = 0;
-  bool evicted = store.EvictOne(keep_copies, &owner);
+  bool evicted = store.EvictOne(keep_copies, &owner, reuse);
   // Blocks that are only in memory may all have descendants on an SSD: those go first then. But not
   // while memory is only held by writes that will end: what is on disk would be lost in vain.
   const bool stuck = ssd.write_bytes_in_flight == 0 && store.resident(Tier::kCpu) > 0;
   for (uint32_t i = 0; stuck && !evicted && i < kSsdBlocksForOne; ++i) {
     if (!store.EvictFromSsd(&owner)) break;
     Count(NamespaceById(owner), &CacheCounters::ssd_evicted_blocks, 1);
-    evicted = store.EvictOne(keep_copies, &owner);
+    evicted = store.EvictOne(keep_copies, &owner, reuse);
   }
   if (evicted && owner != 0) Count(NamespaceById(owner), &CacheCounters::evicted_blocks, 1);
   return evicted;
@@ -124,8 +125,10 @@ void CacheManager::Impl::AllocateSlots(ClassState* size_class, const PutPlan& pl
       if (Reclaim(size_class)) new_groups = 1;
       continue;
     }
-    if (evictions == 0 || !Evict(size_class)) break;
+    SlotId reuse;
+    if (evictions == 0 || !Evict(size_class, &reuse)) break;
     --evictions;
+    if (reuse.valid()) slots->push_back(reuse);
   }
 }
 

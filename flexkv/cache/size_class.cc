@@ -196,11 +196,15 @@ uint64_t* SizeClass::CountOf(NamespaceId ns) {
   return counted_;
 }
 
+void SizeClass::NoteGone(SlotId slot) {
+  if (uint64_t* count = CountOf(OwnerAt(slot)); count != nullptr) --*count;
+  --resident_[static_cast<size_t>(slot.tier())];
+}
+
 // The blocks in `freed` left the tree: residency's references drop, and copies with them.
 void SizeClass::Forget(std::span<const SlotId> freed) {
   for (SlotId slot : freed) {
-    if (uint64_t* count = CountOf(OwnerAt(slot)); count != nullptr) --*count;
-    --resident_[static_cast<size_t>(slot.tier())];
+    NoteGone(slot);
     if (slot.tier() == Tier::kCpu) {
       slots_.Unref(slot);
       continue;
@@ -217,8 +221,9 @@ uint32_t SizeClass::Erase(SlotId slot) {
   return static_cast<uint32_t>(freed_.size());
 }
 
-bool SizeClass::EvictOne(bool keep_copies, NamespaceId* ns) {
+bool SizeClass::EvictOne(bool keep_copies, NamespaceId* ns, SlotId* reuse) {
   *ns = 0;
+  if (reuse != nullptr) *reuse = kNoSlot;
   if (copies_.size() > 0) {
     const std::optional<uint64_t> leaf =
         keep_copies ? tree_->LowestScore(Tier::kCpu) : std::nullopt;
@@ -228,6 +233,11 @@ bool SizeClass::EvictOne(bool keep_copies, NamespaceId* ns) {
   const SlotId slot = tree_->EvictOne(Tier::kCpu);
   if (!slot.valid()) return false;
   *ns = OwnerAt(slot);
+  if (reuse != nullptr && slots_.MayChangeHands(slot)) {
+    NoteGone(slot);
+    *reuse = slot;
+    return true;
+  }
   Forget(std::span(&slot, 1));
   return true;
 }

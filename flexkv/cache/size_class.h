@@ -88,7 +88,9 @@ class SizeClass {
   // memory. Without `keep_copies` copies go first; with it whichever was used least lately.
   // `*ns` tells whose block was lost, 0 when none was. False when nothing gives way; a slot that a
   // transfer uses becomes free later.
-  bool EvictOne(bool keep_copies, NamespaceId* ns);
+  // `reuse`: when the slot is free at once it stays allocated for the caller and is returned here,
+  // else kNoSlot; nullptr: it becomes free.
+  bool EvictOne(bool keep_copies, NamespaceId* ns, SlotId* reuse = nullptr);
   // Drops a copy only: false when none may go.
   bool DropOneCopy();
   // Evicts one leaf that resides on an SSD; false when none gives way.
@@ -139,6 +141,7 @@ class SizeClass {
   bool IsDraining(uint32_t group) const;
   void ContinueDrain(Drain* drain, uint32_t budget);
   void Forget(std::span<const SlotId> freed);
+  void NoteGone(SlotId slot);
   uint64_t* CountOf(NamespaceId ns);
   void DestroyGroup(uint32_t position);
   void DropCopy(SlotId ssd);

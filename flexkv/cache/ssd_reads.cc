@@ -129,7 +129,7 @@ void CacheManager::Impl::FailPartsFrom(Op* op, size_t first) {
     if (part.state == SsdLoadPart::State::kSent || part.state == SsdLoadPart::State::kFailed)
       continue;
     part.state = SsdLoadPart::State::kFailed;
-    std::fill(op->failed.begin() + part.begin, op->failed.begin() + part.end, true);
+    op->Fail(part.begin, part.end);
     ReleaseSlots(op, part.begin, part.end);
   }
 }

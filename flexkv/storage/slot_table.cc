@@ -229,6 +229,12 @@ uint32_t SlotTable::RefCount(SlotId slot) const {
   return word == nullptr || (*word & kFreeBit) != 0 ? 0 : *word;
 }
 
+bool SlotTable::MayChangeHands(SlotId slot) const {
+  const uint32_t* word = impl_->Word(slot);
+  return word != nullptr && *word == 1 &&
+         !impl_->groups[impl_->per_group.Quotient(slot.index())].closed;
+}
+
 uint32_t SlotTable::slots_per_group() const { return impl_->options.slots_per_group; }
 uint32_t SlotTable::num_groups() const { return impl_->num_groups; }
 uint64_t SlotTable::capacity() const {

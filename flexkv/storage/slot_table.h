@@ -49,6 +49,9 @@ class SlotTable {
   // Drops a reference; true when that freed the slot.
   bool Unref(SlotId slot);  // REQUIRES: count > 0
   uint32_t RefCount(SlotId slot) const;
+  // The slot has one reference, and would be handed out again if that were dropped: whoever holds
+  // it may use the slot for another block instead.
+  bool MayChangeHands(SlotId slot) const;
 
   uint32_t slots_per_group() const;
   uint32_t num_groups() const;  // groups present

@@ -84,7 +84,10 @@ struct TransferEngine::Impl {
   Options options;
   std::vector<Executor*> executors;
   std::vector<uint32_t> unfinished;  // per executor: ops in its lanes or in its hands
+  static constexpr size_t kSpareGraphs = 64;
+  static constexpr size_t kSpareOps = 16;  // of a graph
   absl::flat_hash_map<GraphId, std::unique_ptr<GraphEntry>> graphs;
+  std::vector<std::unique_ptr<GraphEntry>> spare_graphs;
   absl::flat_hash_map<OpId, OpRef> ops;
   absl::flat_hash_map<LaneKey, std::deque<OpRef>> lanes;  // none is empty
   std::deque<LaneKey> turns;                              // every lane once
@@ -100,6 +103,9 @@ struct TransferEngine::Impl {
   void Pump();
   bool SubmitFront(const LaneKey& key);
   void EndOp(GraphEntry* graph, uint32_t index, OpResult result);
+  void EndOnlyOp(GraphEntry* graph, OpResult result);
+  void EndGraph(GraphEntry* graph);
+  std::unique_ptr<GraphEntry> NewGraph();
   void HandleResults();
   void PollAll(TimeNs timeout_ns);
 };
@@ -186,9 +192,33 @@ void TransferEngine::Impl::Pump() {
   }
 }
 
+std::unique_ptr<GraphEntry> TransferEngine::Impl::NewGraph() {
+  if (spare_graphs.empty()) return std::make_unique<GraphEntry>();
+  std::unique_ptr<GraphEntry> graph = std::move(spare_graphs.back());
+  spare_graphs.pop_back();
+  return graph;
+}
+
+void TransferEngine::Impl::EndGraph(GraphEntry* graph) {
+  ended.graphs.push_back(CompletedGraph{graph->id, graph->tag});
+  std::unique_ptr<GraphEntry> over = std::move(graphs.extract(graph->id).mapped());
+  if (spare_graphs.size() >= kSpareGraphs || over->ops.capacity() > kSpareOps) return;
+  over->ops.clear();
+  spare_graphs.push_back(std::move(over));
+}
+
+void TransferEngine::Impl::EndOnlyOp(GraphEntry* graph, OpResult result) {
+  OpEntry& entry = graph->ops[0];
+  Normalise(entry.num_blocks, &result);
+  ops.erase(entry.op.id);
+  ended.ops.push_back(CompletedOp{graph->id, graph->tag, 0, std::move(result)});
+  EndGraph(graph);
+}
+
 // Successors that fail with their predecessor end here too: a list, not recursion, so chains may be
 // long.
 void TransferEngine::Impl::EndOp(GraphEntry* graph, uint32_t first_index, OpResult first_result) {
+  if (graph->ops.size() == 1) return EndOnlyOp(graph, std::move(first_result));
   std::vector<std::pair<uint32_t, OpResult>> ending;
   ending.emplace_back(first_index, std::move(first_result));
   std::vector<uint32_t> ready;
@@ -214,9 +244,7 @@ void TransferEngine::Impl::EndOp(GraphEntry* graph, uint32_t first_index, OpResu
     ended.ops.push_back(CompletedOp{graph->id, graph->tag, index, std::move(result)});
   }
   for (uint32_t index : ready) MakeReady(graph, index);
-  if (graph->open_ops > 0) return;
-  ended.graphs.push_back(CompletedGraph{graph->id, graph->tag});
-  graphs.erase(graph->id);
+  if (graph->open_ops == 0) EndGraph(graph);
 }
 
 void TransferEngine::Impl::HandleResults() {
@@ -258,7 +286,7 @@ TransferEngine::TransferEngine(Options options, std::vector<Executor*> executors
 TransferEngine::~TransferEngine() = default;
 
 absl::StatusOr<GraphId> TransferEngine::SubmitTransferGraph(TransferGraph graph) {
-  auto entry = std::make_unique<GraphEntry>();
+  std::unique_ptr<GraphEntry> entry = impl_->NewGraph();
   if (absl::Status status = impl_->Prepare(&graph, entry.get()); !status.ok()) return status;
   GraphEntry* raw = entry.get();
   raw->id = impl_->next_graph++;
@@ -278,11 +306,19 @@ absl::StatusOr<GraphId> TransferEngine::SubmitTransferGraph(TransferGraph graph)
 }
 
 TransferEngine::Completed TransferEngine::GetCompletedGraphsAndOps(TimeNs timeout_ns) {
+  Completed completed;
+  TakeCompleted(timeout_ns, &completed);
+  return completed;
+}
+
+void TransferEngine::TakeCompleted(TimeNs timeout_ns, Completed* completed) {
   impl_->Pump();
   impl_->PollAll(impl_->ended.ops.empty() ? timeout_ns : 0);
   impl_->HandleResults();
   impl_->Pump();
-  return std::exchange(impl_->ended, Completed{});
+  completed->ops.clear();
+  completed->graphs.clear();
+  std::swap(*completed, impl_->ended);
 }
 
 uint32_t TransferEngine::queued_ops() const { return static_cast<uint32_t>(impl_->ops.size()); }

@@ -45,6 +45,8 @@ class TransferEngine {
   // Polls executors, starts successors, returns what ended. Successors of a failed or partial op
   // fail without running (kFailed). Waits at most timeout_ns for a first completion.
   Completed GetCompletedGraphsAndOps(TimeNs timeout_ns);
+  // The same into what the caller keeps for it, whose memory is used again.
+  void TakeCompleted(TimeNs timeout_ns, Completed* completed);
 
   uint32_t queued_ops() const;
 

@@ -51,6 +51,13 @@ std::string OneLine(absl::string_view text) {
 
 }  // namespace
 
+CLI::App* AddCommand(CLI::App* group, const std::string& name, const std::string& summary,
+                     const std::string& details) {
+  CLI::App* app = group->add_subcommand(name, summary);
+  app->footer(details);
+  return app;
+}
+
 int Fail(const absl::Status& status) {
   if (absl::IsCancelled(status)) {
     std::fprintf(stderr, "flexkv: interrupted\n");

@@ -23,6 +23,10 @@ inline constexpr int kExitFailed = 1;  // reading or computing failed
 inline constexpr int kExitUsage = 2;   // arguments, a missing file, not a trace, a configuration
 inline constexpr int kExitInterrupted = 130;
 
+// `summary` stands in lists of commands, `details` (examples, exit codes) below its own options.
+CLI::App* AddCommand(CLI::App* group, const std::string& name, const std::string& summary,
+                     const std::string& details);
+
 // One line on stderr; the code that fits the status.
 int Fail(const absl::Status& status);
 

@@ -82,10 +82,10 @@ absl::StatusOr<trace::SimulateOptions> SimulationFlags::Options(uint64_t max_mem
 }
 
 SimulateCommand::SimulateCommand(CLI::App* group) {
-  app_ = group->add_subcommand(
-      "simulate",
-      "What the trace would have got from other caches. Runs the daemon's own core, with copies\n"
-      "that move nothing. `min` is the best that any policy could do, knowing the future.\n\n"
+  app_ = AddCommand(
+      group, "simulate", "what the trace would have got from other policies and sizes",
+      "Runs the daemon's own core, with copies that move nothing. `min` is the best that any "
+      "policy could do, knowing the future.\n\n"
       "Examples:\n"
       "  flexkv trace simulate trace.jsonl\n"
       "  flexkv trace simulate trace.jsonl --policy all --cpu-blocks 1k,3k,10k,inf\n"

@@ -123,12 +123,11 @@ std::string Families() {
 TraceCommand::TraceCommand(CLI::App* app) {
   group_ = app->add_subcommand("trace", "read traces: what was found, what could have been");
   group_->require_subcommand(1);
-  info_ =
-      group_->add_subcommand("info", absl::StrCat("What is in a trace.\n\n"
-                                                  "Examples:\n"
-                                                  "  flexkv trace info trace.jsonl\n"
-                                                  "  flexkv trace info --json day/*.jsonl.zst\n",
-                                                  kExitCodes));
+  info_ = AddCommand(group_, "info", "what is in a trace",
+                     absl::StrCat("Examples:\n"
+                                  "  flexkv trace info trace.jsonl\n"
+                                  "  flexkv trace info --json day/*.jsonl.zst\n",
+                                  kExitCodes));
   input_.AddTo(info_);
   info_->add_flag("--json", json_, "one JSON object");
   AddAnalyze();
@@ -138,15 +137,15 @@ TraceCommand::TraceCommand(CLI::App* app) {
 }
 
 void TraceCommand::AddAnalyze() {
-  analyze_ = group_->add_subcommand(
-      "analyze", absl::StrCat("Hit rate and what it could be, latencies, reuse, shared prefixes, "
-                              "and the three most useful\nnext steps. Reads traces of flexkvd, of "
-                              "Mooncake and Qwen-Bailian, and LMCache lookup-hash logs.\n\n"
-                              "Examples:\n"
-                              "  flexkv trace analyze trace.jsonl\n"
-                              "  flexkv trace analyze trace.jsonl trace.1.jsonl\n"
-                              "  flexkv trace analyze --json trace.jsonl | jq .advice\n",
-                              kExitCodes));
+  analyze_ = AddCommand(
+      group_, "analyze", "hit rate and what it could be, latencies, reuse, and what to do next",
+      absl::StrCat("Reads traces of flexkvd, of Mooncake and Qwen-Bailian, and LMCache lookup-hash "
+                   "logs.\n\n"
+                   "Examples:\n"
+                   "  flexkv trace analyze trace.jsonl\n"
+                   "  flexkv trace analyze trace.jsonl trace.1.jsonl\n"
+                   "  flexkv trace analyze --json trace.jsonl | jq .advice\n",
+                   kExitCodes));
   input_.AddTo(analyze_);
   analyze_->add_option("--top", top_, "how many prefixes and slow operations are shown")
       ->check(CLI::Range(1u, 1000u))
@@ -155,12 +154,12 @@ void TraceCommand::AddAnalyze() {
 }
 
 void TraceCommand::AddReport() {
-  report_ = group_->add_subcommand(
-      "report", absl::StrCat("One HTML page with charts; it needs no network.\n\n"
-                             "Examples:\n"
-                             "  flexkv trace report trace.jsonl -o report.html\n"
-                             "  flexkv trace report trace.jsonl -o report.html --policy lru,min\n",
-                             kExitCodes));
+  report_ =
+      AddCommand(group_, "report", "one HTML page with charts; it needs no network",
+                 absl::StrCat("Examples:\n"
+                              "  flexkv trace report trace.jsonl -o report.html\n"
+                              "  flexkv trace report trace.jsonl -o report.html --policy lru,min\n",
+                              kExitCodes));
   input_.AddTo(report_);
   report_->add_option("-o,--output", output_, "the page")->type_name("FILE")->required();
   report_->add_option("--policy", policies_, "whose capacity curves are drawn, or none")
@@ -169,11 +168,9 @@ void TraceCommand::AddReport() {
 }
 
 void TraceCommand::AddGenerate() {
-  generate_ = group_->add_subcommand(
-      "generate",
-      absl::StrCat("Traffic of a known family, as a trace in Mooncake's layout.\n"
-                   "Families: ",
-                   Families(),
+  generate_ = AddCommand(
+      group_, "generate", "traffic of a known family, as a trace in Mooncake's layout",
+      absl::StrCat("Families: ", Families(),
                    "\n\nExamples:\n"
                    "  flexkv trace generate chat -o chat.jsonl --requests 20000\n"
                    "  flexkv trace generate mixed --seed 7 -o - | flexkv trace analyze -\n",

@@ -29,11 +29,11 @@ std::string TextOf(const std::string& path) {
 }  // namespace
 
 TuneCommand::TuneCommand(CLI::App* app) {
-  app_ = app->add_subcommand(
-      "tune",
-      "The configuration that serves a trace best within a budget: sizes, policy, admission, way\n"
-      "of evicting. Says what it would bring, what else was tried, and when more memory cannot\n"
-      "help.\n\n"
+  app_ = AddCommand(
+      app, "tune", "search the configuration that serves a trace best within a budget",
+      "Chooses sizes, policy, admission and way of evicting. Says what that would bring, what "
+      "else\n"
+      "was tried, and when more memory cannot help.\n\n"
       "Examples:\n"
       "  flexkv tune trace.jsonl --memory 200GB --config node.json\n"
       "  flexkv tune trace.jsonl --memory 64GB --ssd 2TB --block-bytes 2MiB -o better.json\n"

@@ -21,9 +21,8 @@ constexpr uint64_t kBatchBlocks = 1 << 18;
 class TimeLine {
  public:
   TimeBucket& At(TimeNs time) {
-    const TimeNs at = std::max<TimeNs>(0, time);
-    while (static_cast<uint64_t>(at / width_) >= kMaxBuckets) Widen();
-    const size_t index = static_cast<size_t>(at / width_);
+    while (time / width_ >= kMaxBuckets) Widen();
+    const size_t index = time / width_;
     while (rows_.size() <= index) {
       rows_.push_back({.start_ns = static_cast<TimeNs>(rows_.size()) * width_});
     }

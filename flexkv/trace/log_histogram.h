@@ -39,7 +39,9 @@ class LogHistogram {
     uint64_t seen = 0;
     for (size_t i = 0; i < kBuckets; ++i) {
       seen += counts_[i];
-      if (seen >= rank) return std::clamp((LowOf(i) + HighOf(i)) / 2, min(), max_);
+      if (seen >= rank) {
+        return std::clamp(LowOf(i) + (HighOf(i) - LowOf(i)) / 2, min(), max_);
+      }
     }
     return max_;
   }

@@ -30,7 +30,7 @@ uint64_t PrefixTable::Lookup(std::span<const uint64_t> ids, TimeNs now, LogHisto
     if (it == index_.end()) break;  // nothing behind it is held either
     Node& node = nodes_[it->second];
     if (node.hits != UINT32_MAX) ++node.hits;
-    gaps->Add(static_cast<uint64_t>(std::max<TimeNs>(0, now - node.last)), 1ull << shift_);
+    gaps->Add(now > node.last ? now - node.last : 0, 1ull << shift_);
     node.last = now;
     ++found;
   }

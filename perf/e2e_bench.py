@@ -138,7 +138,15 @@ class Bench:
                 figures[f"ours {key}"],
             )
 
-    def pairs(self, name: str, plain: EngineProcess, ours: EngineProcess, count: int, shared_blocks: bool) -> None:
+    def pairs(
+        self,
+        name: str,
+        plain: EngineProcess,
+        ours: EngineProcess,
+        count: int,
+        shared_blocks: bool,
+        limit_name: str = "plain vLLM",
+    ) -> None:
         """Throughput with new prompts, the engines taking turns; median of the pairs' ratios.
 
         A pair is eight prompts for each engine, two at a time in the order ABBA ABBA, next pair BAAB BAAB: a machine
@@ -176,7 +184,7 @@ class Bench:
         note(f"{name}: median ratio {middle:.4f}, 95 % interval [{ordered[low]:.4f}, {ordered[count - 1 - low]:.4f}]")
         plain_speed = statistics.median(speeds["plain"])
         self.sink.add(
-            name, middle * plain_speed, "prompt tokens/s", plain_speed, "plain vLLM", "higher", count, speeds["ours"]
+            name, middle * plain_speed, "prompt tokens/s", plain_speed, limit_name, "higher", count, speeds["ours"]
         )
 
 

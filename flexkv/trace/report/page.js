@@ -305,5 +305,6 @@
   window.addEventListener('beforeprint', () => charts.forEach((drawn) => drawn.resize()));
   window.addEventListener('afterprint', () => charts.forEach((drawn) => drawn.resize()));
   document.body.dataset.charts = String(charts.length);
+  document.body.dataset.wide = document.documentElement.scrollWidth > window.innerWidth ? 'yes' : 'no';
   document.body.dataset.ready = 'yes';
 })();

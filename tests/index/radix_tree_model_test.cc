@@ -183,9 +183,9 @@ TEST_P(PolicyModel, AgreesWithTheModel) {
   const std::string name(std::get<0>(GetParam()));
   const EvictionObjective objective = std::get<1>(GetParam());
   ASSERT_NE(NewModelPolicy(name, objective), nullptr) << "no model for " << name;
-  const Shape shapes[] = {{"Short", HashKind::kUniform, 40, 12, 4000},
-                          {"Long", HashKind::kUniform, 400, 200, 1200},
-                          {"SameTag", HashKind::kSameTag, 100, 100, 2000}};
+  const Shape shapes[] = {{"Short", HashKind::kUniform, 40, 12, 2500},
+                          {"Long", HashKind::kUniform, 400, 200, 800},
+                          {"SameTag", HashKind::kSameTag, 100, 100, 1200}};
   for (const Shape& shape : shapes) {
     SCOPED_TRACE(shape.name);
     const uint64_t seeds = objective == EvictionObjective::kTokens ? 2 : 1;

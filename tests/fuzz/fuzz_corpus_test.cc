@@ -56,6 +56,9 @@ TEST_P(FuzzCorpusTest, CorpusAndMutations) {
 INSTANTIATE_TEST_SUITE_P(Ssd, FuzzCorpusTest,
                          testing::ValuesIn(SsdFuzzTargets().begin(), SsdFuzzTargets().end()),
                          [](const auto& target) { return std::string(target.param.name); });
+INSTANTIATE_TEST_SUITE_P(Trace, FuzzCorpusTest,
+                         testing::ValuesIn(TraceFuzzTargets().begin(), TraceFuzzTargets().end()),
+                         [](const auto& target) { return std::string(target.param.name); });
 INSTANTIATE_TEST_SUITE_P(All, FuzzCorpusTest,
                          testing::ValuesIn(FuzzTargets().begin(), FuzzTargets().end()),
                          [](const auto& target) { return std::string(target.param.name); });

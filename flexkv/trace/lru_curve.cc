@@ -10,92 +10,87 @@
 // Blocks that lie side by side in the stack and on the chain are hits from one capacity on each:
 // a segment of n blocks at position p adds one hit at each of the capacities p + 1 .. p + n, which
 // is two changes in an array of differences. RunTracker finds the segments.
-#include <algorithm>
+#include "flexkv/trace/lru_curve.h"
 
-#include "absl/status/status.h"
+#include <algorithm>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
-#include "flexkv/trace/run_tracker.h"
-#include "flexkv/trace/simulate.h"
 
 namespace flexkv::trace {
 namespace {
 
 constexpr uint64_t kBatchBlocks = 1 << 16;
 
-class CurveBuilder {
- public:
-  absl::Status Add(const RequestBatch& batch) {
-    if (runs_.unique_blocks() + batch.blocks.size() > RunTracker::kMaxBlocks)
-      return absl::ResourceExhaustedError("the trace has more than 4 billion different blocks");
-    for (const TraceRequest& request : batch.requests) {
-      runs_.Access(batch.BlocksOf(request), request.kind != RequestKind::kGet);
-      if (request.kind != RequestKind::kPut) Count(request);
-    }
-    return absl::OkStatus();
-  }
-
-  uint64_t bytes() const {
-    return runs_.bytes() + (hits_.capacity() + tokens_.capacity()) * sizeof(int64_t);
-  }
-
-  LruCurve Finish() {
-    curve_.unique_blocks = runs_.unique_blocks();
-    uint64_t hits = 0, tokens = 0;
-    for (size_t c = 0; c < hits_.size(); ++c) {
-      if (!tokens_.empty()) tokens += static_cast<uint64_t>(tokens_[c]);
-      gained_ += hits_[c];
-      if (gained_ == 0) continue;
-      hits += static_cast<uint64_t>(gained_);
-      curve_.steps.emplace_back(c, hits);
-      if (tokens_.empty()) continue;
-      token_hits_ += tokens;
-      curve_.step_tokens.push_back(token_hits_);
-    }
-    return std::move(curve_);
-  }
-
- private:
-  void Count(const TraceRequest& request) {
-    ++curve_.requests;
-    curve_.prompt_tokens += request.prompt_tokens;
-    curve_.block_accesses += request.num_blocks;
-    if (runs_.segments().empty()) return;
-    if (hits_.size() < runs_.unique_blocks() + 2) Widen();
-    if (curve_.tokens_per_block == 0) curve_.tokens_per_block = request.tokens_per_block;
-    if (request.tokens_per_block != curve_.tokens_per_block && tokens_.empty()) CountTokens();
-    for (const RunTracker::Segment& segment : runs_.segments()) {
-      const uint64_t from = segment.position + 1;
-      ++hits_[from];
-      --hits_[from + segment.blocks];
-      if (tokens_.empty()) continue;
-      tokens_[from] += request.tokens_per_block;
-      tokens_[from + segment.blocks] -= request.tokens_per_block;
-    }
-  }
-
-  void Widen() {
-    hits_.resize(std::max<size_t>(2 * hits_.size(), runs_.unique_blocks() + 1024));
-    if (!tokens_.empty()) tokens_.resize(hits_.size());
-  }
-
-  // Blocks differ in tokens: from now on both are counted.
-  void CountTokens() {
-    tokens_ = hits_;
-    for (int64_t& value : tokens_) value *= curve_.tokens_per_block;
-  }
-
-  LruCurve curve_;
-  RunTracker runs_;
-  std::vector<int64_t> hits_;    // [c]: capacity c gains so much more than c - 1 did
-  std::vector<int64_t> tokens_;  // the same in tokens, when blocks differ
-  int64_t gained_ = 0;
-  uint64_t token_hits_ = 0;
-};
-
 }  // namespace
 
+absl::Status LruCurveBuilder::Add(const RequestBatch& batch) {
+  if (runs_.unique_blocks() + batch.blocks.size() > RunTracker::kMaxBlocks)
+    return absl::ResourceExhaustedError("the trace has more than 4 billion different blocks");
+  constexpr size_t kFar = 4, kNear = 2;
+  const std::vector<TraceRequest>& requests = batch.requests;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (i + kFar < requests.size()) runs_.PrefetchFar(batch.BlocksOf(requests[i + kFar]));
+    if (i + kNear < requests.size()) runs_.PrefetchNear(batch.BlocksOf(requests[i + kNear]));
+    runs_.Access(batch.BlocksOf(requests[i]), requests[i].kind != RequestKind::kGet);
+    if (requests[i].kind != RequestKind::kPut) Count(requests[i]);
+  }
+  return absl::OkStatus();
+}
+
+uint64_t LruCurveBuilder::bytes() const {
+  return runs_.bytes() + (hits_.capacity() + tokens_.capacity()) * sizeof(int64_t);
+}
+
+LruCurve LruCurveBuilder::Finish() {
+  curve_.unique_blocks = runs_.unique_blocks();
+  curve_.steps.reserve(std::min<size_t>(hits_.size(), curve_.unique_blocks + 1));
+  uint64_t hits = 0, token_hits = 0;
+  int64_t gained = 0, gained_tokens = 0;
+  for (size_t c = 0; c < hits_.size(); ++c) {
+    if (!tokens_.empty()) gained_tokens += tokens_[c];
+    gained += hits_[c];
+    if (gained == 0) continue;
+    hits += static_cast<uint64_t>(gained);
+    curve_.steps.emplace_back(c, hits);
+    if (tokens_.empty()) continue;
+    token_hits += static_cast<uint64_t>(gained_tokens);
+    curve_.step_tokens.push_back(token_hits);
+  }
+  return std::move(curve_);
+}
+
+void LruCurveBuilder::Count(const TraceRequest& request) {
+  ++curve_.requests;
+  curve_.prompt_tokens += request.prompt_tokens;
+  curve_.block_accesses += request.num_blocks;
+  if (runs_.segments().empty()) return;
+  if (hits_.size() < runs_.unique_blocks() + 2) Widen();
+  if (curve_.tokens_per_block == 0) curve_.tokens_per_block = request.tokens_per_block;
+  if (request.tokens_per_block != curve_.tokens_per_block && tokens_.empty()) CountTokens();
+  for (const RunTracker::Segment& segment : runs_.segments()) {
+    const uint64_t from = segment.position + 1;
+    ++hits_[from];
+    --hits_[from + segment.blocks];
+    if (tokens_.empty()) continue;
+    tokens_[from] += request.tokens_per_block;
+    tokens_[from + segment.blocks] -= request.tokens_per_block;
+  }
+}
+
+void LruCurveBuilder::Widen() {
+  hits_.resize(std::max<size_t>(2 * hits_.size(), runs_.unique_blocks() + 1024));
+  if (!tokens_.empty()) tokens_.resize(hits_.size());
+}
+
+// Blocks differ in tokens: from now on both are counted.
+void LruCurveBuilder::CountTokens() {
+  tokens_ = hits_;
+  for (int64_t& value : tokens_) value *= curve_.tokens_per_block;
+}
+
 absl::StatusOr<LruCurve> ComputeLruCurve(TraceSource* source, uint64_t max_memory_bytes) {
-  CurveBuilder curve;
+  LruCurveBuilder curve;
   RequestBatch batch;
   while (true) {
     absl::StatusOr<bool> more = source->Next(kBatchBlocks, &batch);

@@ -78,6 +78,19 @@ void RunTracker::RebuildHeads(size_t cells) {
   }
 }
 
+void RunTracker::PrefetchFar(std::span<const uint64_t> ids) const {
+  if (!ids.empty() && !heads_.empty())
+    __builtin_prefetch(heads_.data() + HomeOf(ids[0], heads_shift_));
+}
+
+void RunTracker::PrefetchNear(std::span<const uint64_t> ids) const {
+  if (ids.empty()) return;
+  const uint32_t run = FindRun(ids[0], 0);
+  if (run == kNone) return;
+  const uint64_t* chain = ids_.data() + runs_[run].pool;
+  __builtin_prefetch(chain + std::min<size_t>(ids.size(), runs_[run].end) - 1);
+}
+
 // --- order ---------------------------------------------------------------------------------------
 
 // Blocks whose last use is later than that of this run's.
@@ -87,21 +100,24 @@ uint64_t RunTracker::BlocksAfter(uint32_t run) const {
   return unique_ - before;
 }
 
-// `delta` modulo 2^32.
-void RunTracker::AddBlocks(uint32_t run, uint32_t delta) {
-  for (size_t i = run + 1u; i < sums_.size(); i += i & (0 - i)) sums_[i] += delta;
+void RunTracker::TakeBlocks(uint32_t run, uint32_t blocks) {
+  for (size_t i = run + 1u; i < sums_.size(); i += i & (0 - i)) sums_[i] -= blocks;
+}
+
+// Of a run more: what its place sums up are the places before it, by powers of two.
+void RunTracker::AppendSum(uint32_t blocks) {
+  const size_t i = sums_.size();
+  uint32_t sum = blocks;
+  for (size_t step = 1; (i & step) == 0; step *= 2) sum += sums_[i - step];
+  sums_.push_back(sum);
 }
 
 // Runs that are over go, the others move together in their order.
 void RunTracker::CompactRuns() {
   std::erase_if(runs_, [](const Run& run) { return run.first == run.end; });
-  const size_t room = std::max(kFirstRuns, 2 * runs_.size());
-  sums_.assign(room + 1, 0);
-  for (size_t i = 0; i < runs_.size(); ++i) sums_[i + 1] = runs_[i].end - runs_[i].first;
-  for (size_t i = 1; i <= room; ++i) {
-    const size_t parent = i + (i & (0 - i));
-    if (parent <= room) sums_[parent] += sums_[i];
-  }
+  room_ = std::max(kFirstRuns, 2 * runs_.size());
+  sums_.resize(1);
+  for (const Run& run : runs_) AppendSum(run.end - run.first);
   RebuildHeads(std::max(kFirstHeads, std::bit_ceil(4 * (runs_.size() + 1))));
 }
 
@@ -137,7 +153,7 @@ void RunTracker::TakeFronts(std::span<const uint64_t> ids) {
                          .position = BlocksAfter(index),
                          .first_depth = taken,
                          .blocks = length});
-    AddBlocks(index, 0u - length);
+    TakeBlocks(index, length);
     run.first += length;
     if (run.first < run.end) AddHead(chain[run.first], index);
     if (with_numbers_) {
@@ -158,14 +174,14 @@ void RunTracker::AddRun(std::span<const uint64_t> ids) {
   unique_ += ids.size() - known_;
   runs_.push_back(last_);
   const auto index = static_cast<uint32_t>(runs_.size() - 1);
-  AddBlocks(index, last_.end);
+  AppendSum(last_.end);
   AddHead(ids[0], index);
 }
 
 void RunTracker::Access(std::span<const uint64_t> ids, bool insert) {
   segments_.clear();
   known_ = 0;
-  if (runs_.size() + 1 >= sums_.size()) CompactRuns();
+  if (runs_.size() >= room_) CompactRuns();
   if (ids_.size() > 2 * unique_ + kPoolSlack) CompactPool();
   last_ = {.pool = ids_.size(), .request = requests_++};
   if (ids.empty()) return;

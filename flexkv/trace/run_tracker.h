@@ -34,6 +34,10 @@ class RunTracker {
   // The next request uses `ids`, root first. `insert` false: only those seen before.
   void Access(std::span<const uint64_t> ids, bool insert);
 
+  // The request after the next, and the next one: fetches what their accesses look at first.
+  void PrefetchFar(std::span<const uint64_t> ids) const;
+  void PrefetchNear(std::span<const uint64_t> ids) const;
+
   // Of the last access: what was seen before, root side first, without gaps; and its length.
   std::span<const Segment> segments() const { return segments_; }
   uint32_t known_blocks() const { return known_; }
@@ -63,7 +67,8 @@ class RunTracker {
   void PlaceHead(uint64_t id, uint32_t run);
   void RebuildHeads(size_t cells);
   uint64_t BlocksAfter(uint32_t run) const;
-  void AddBlocks(uint32_t run, uint32_t delta);
+  void TakeBlocks(uint32_t run, uint32_t blocks);
+  void AppendSum(uint32_t blocks);
   void TakeFronts(std::span<const uint64_t> ids);
   void AddRun(std::span<const uint64_t> ids);
   void CompactRuns();
@@ -75,13 +80,16 @@ class RunTracker {
   uint32_t known_ = 0;
   Run last_;
   std::vector<Segment> segments_;
-  std::vector<Run> runs_;       // by time; those with first == end are over
-  std::vector<uint32_t> sums_;  // Fenwick tree over the lengths of `runs_`, one more
-  std::vector<uint64_t> ids_;   // chains of the runs; what lies before `first` is garbage
+  std::vector<Run> runs_;  // by time; those with first == end are over
+  // Fenwick tree over the lengths of `runs_`, as long as they are and one more; it grows at its
+  // end.
+  std::vector<uint32_t> sums_{0};
+  std::vector<uint64_t> ids_;  // chains of the runs; what lies before `first` is garbage
   std::vector<uint32_t> numbers_;
   std::vector<Head> heads_;  // first id of each run; open addressing, outdated ones stay a while
   size_t heads_used_ = 0;
   int heads_shift_ = 64;
+  size_t room_ = 0;  // of runs, until they are moved together
 };
 
 }  // namespace flexkv::trace

@@ -76,7 +76,8 @@ absl::Status Search::LookAtCurve() {
     return absl::InvalidArgumentError("--memory: holds no block of that size");
   }
   most_cpu_ = std::min(memory, out_.enough_blocks);
-  most_ssd_ = std::min(ssd, out_.enough_blocks);
+  // With room for what is being written while something else gives way.
+  most_ssd_ = std::min(ssd, out_.enough_blocks + out_.enough_blocks / 8 + 64);
   return absl::OkStatus();
 }
 
@@ -271,7 +272,7 @@ absl::Status Search::LookAround() {
   }
   out_.ceiling_rate = (*points)[places.size()].result.hit_rate();
   if (request_.present.has_value()) out_.present = points->back();
-  out_.tops_out = out_.sizes[1].point.result.hit_rate() - out_.chosen.result.hit_rate() < kFlat;
+  out_.tops_out = out_.infinite_rate - out_.chosen.result.hit_rate() < 2 * kFlat;
   return absl::OkStatus();
 }
 

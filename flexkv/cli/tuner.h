@@ -55,7 +55,7 @@ struct TuneResult {
   TunePoint chosen;
   std::optional<TunePoint> present;
   bool target_reached = true;
-  bool tops_out = false;  // twice the memory gains less than half a point
+  bool tops_out = false;  // an infinite cache gains less than a point
   // At their times, with the daemon's eviction ahead of need.
   double timed_rate = 0, present_timed_rate = 0;
   std::optional<VerifyResult> verified;          // by whoever wants it; Tune leaves it empty

@@ -12,7 +12,7 @@
 namespace flexkv::trace {
 namespace {
 
-constexpr TimeNs kFirstBucket = 1000 * kNsPerMs;
+constexpr TimeNs kFirstBucket = 10 * kNsPerMs;
 constexpr size_t kMaxBuckets = 120;
 constexpr size_t kMaxNamespaces = 4096;  // the rest share the last row
 constexpr uint64_t kBatchBlocks = 1 << 18;

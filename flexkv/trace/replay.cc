@@ -29,6 +29,9 @@ uint64_t BlocksFor(uint64_t wanted, const SimulateOptions& options) {
   return std::clamp<uint64_t>(options.max_memory_bytes / kLeastBytesPerBlock, 1 << 16, kMostBlocks);
 }
 
+// Behind infinite memory nothing is ever read from an SSD.
+bool HasSsd(const Cell& cell) { return cell.ssd_blocks > 0 && cell.cpu_blocks != kInfiniteBlocks; }
+
 OpKey LoadKey(RequestKey key) { return 2 * key; }
 OpKey PutKey(RequestKey key) { return 2 * key + 1; }
 
@@ -39,8 +42,7 @@ uint64_t RecordBytes() {
 
 CacheManagerOptions OptionsOf(const Cell& cell, const SimulateOptions& options) {
   CacheManagerOptions manager;
-  const ReplayGeometry geometry =
-      PlanReplay(BlocksFor(cell.cpu_blocks, options), cell.ssd_blocks > 0);
+  const ReplayGeometry geometry = PlanReplay(BlocksFor(cell.cpu_blocks, options), HasSsd(cell));
   manager.cpu_cache_bytes = geometry.cache_bytes;
   manager.segment_bytes = geometry.segment_bytes;
   manager.evict_ratio = options.timed ? cell.evict_ratio : 0;
@@ -122,7 +124,7 @@ absl::StatusOr<std::unique_ptr<CellReplay>> CellReplay::New(const Cell& cell,
 absl::Status CellReplay::Open() {
   const Cell& cell = result_.cell;
   std::vector<SsdPort*> ports;
-  if (cell.ssd_blocks > 0) {
+  if (HasSsd(cell)) {
     ssd_ = std::make_unique<TimedSsd>(NsPerBlock(*options_, options_->ssd_bytes_per_s));
     ports.push_back(ssd_.get());
   }
@@ -257,7 +259,7 @@ absl::Status CellReplay::RunOne(const TraceRequest& request, RequestKey key,
     if (absl::Status status = Put(key, count, suffix, numbers, hint); !status.ok()) return status;
   }
   manager_->EndRequest(engine_, key);
-  Settle();
+  if (ssd_ != nullptr || NextEnd() <= now_) Settle();
   return absl::OkStatus();
 }
 

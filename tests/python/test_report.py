@@ -90,7 +90,7 @@ def measured_trace(path: Path, label: str) -> None:
         {"k": "ns", "ns": 1, "label": label},
     ]
     for request in range(240):
-        chat, turn, at = request % 60, request // 60, 5000 + request * 2_000_000
+        chat, turn, at = request % 60, request // 60, 5000 + request * 2_000_000_000
         chain = [f"{chat % 6 * 100 + 1:016x}"] + [f"{(chat + 1) * 1000 + block:016x}" for block in range(2 + 2 * turn)]
         found = (1 + 2 * turn) if turn else 0
         get: dict[str, object] = {"k": "get", "t": at, "engine": 1, "request": request, "ns": 1, "tokens_per_block": 16}
@@ -130,7 +130,7 @@ def test_everything_is_drawn_and_nothing_escapes(tmp_path: Path, browser: Browse
     }
     assert min(canvases.values()) > 0, canvases
     assert "&lt;b&gt;trace&amp;.jsonl" in document
-    for words in ("needs work", "SSD to CPU is slow", "Shared prefixes", "Slowest operations"):
+    for words in (">good<", "SSD to CPU is slow", "Shared prefixes", "Slowest operations"):
         assert words in document
     assert not re.search(r'(?:src|href)="(?!data:)', document), "the page would fetch something"
 

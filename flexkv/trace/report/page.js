@@ -111,7 +111,7 @@
     if (sets.length === 0) return box.append(says('Nothing was measured and no hashes were recorded.'));
     chart(box, 'Hit rate over time', { type: 'line', data: { datasets: sets }, options: {
       interaction: { mode: 'index', intersect: false },
-      scales: { x: { type: 'linear', max: rows[rows.length - 1].time_s, title: title('time since the start'), ticks: { callback: (s) => duration(1e3 * s) } },
+      scales: { x: { type: 'linear', min: 0, max: Math.max(rows[rows.length - 1].time_s, data.bucket_s), title: title('time since the start'), ticks: { callback: (s) => duration(1e3 * s) } },
         y: percentAxis('of prompt tokens', { stacked: true, max: 100 }) } } });
   }
 

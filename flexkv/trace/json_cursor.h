@@ -92,7 +92,6 @@ class JsonCursor {
   }
   bool BeginArray();
   bool NextElement();
-  uint64_t* ReadPlainUints(uint64_t* chain, uint64_t* out);
   bool ReadNumberToken(Number* number);
   bool ReadFraction(const char* start, Number* number);
   bool ReadEscapedString(const char* start, std::string_view* value);

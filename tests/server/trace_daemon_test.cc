@@ -107,6 +107,20 @@ class TraceDaemonTest : public testing::Test {
     read.info = (*source)->info();
     return read;
   }
+  // Of a file that is being written.
+  uint64_t LookupsSoFar() const {
+    const auto source = trace::OpenTrace(Files());
+    trace::RequestBatch batch;
+    uint64_t lookups = 0;
+    while (source.ok()) {
+      const absl::StatusOr<bool> more = (*source)->Next(1 << 16, &batch);
+      if (!more.ok() || !*more) break;
+      lookups += static_cast<uint64_t>(std::count_if(
+          batch.requests.begin(), batch.requests.end(),
+          [](const auto& request) { return request.kind == trace::RequestKind::kGet; }));
+    }
+    return lookups;
+  }
   std::string Contents() const {
     std::stringstream all;
     for (const std::string& file : Files()) all << std::ifstream(file).rdbuf();
@@ -179,7 +193,8 @@ TEST_F(TraceDaemonTest, AKillLeavesAReadableTrace) {
     for (const std::string& file : Files()) std::filesystem::remove(file);
     auto daemon = StartDaemon(absl::StrCat(R"(, "trace_compress": ")", compress, "\""));
     const LiveReplayResult first = Replay(Traffic(300));
-    std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // what is older is in the file
+    // What is older than a second is in the file.
+    EXPECT_TRUE(Eventually([&] { return LookupsSoFar() >= first.requests; }, 20000));
     std::atomic<bool> dead{false};
     std::thread killer([&] {
       std::this_thread::sleep_for(std::chrono::milliseconds(30));

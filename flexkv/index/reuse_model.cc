@@ -111,20 +111,46 @@ ReuseModel::Bins ReuseModel::PooledRates(double weight) const {
   return rates;
 }
 
+// How each cell compares with all, ages taken together: its group's ratio times its kind's, as far
+// as its own reuses do not say otherwise.
+std::array<double, ReuseModel::kCells> ReuseModel::ExpectedRatios(const Bins& pooled,
+                                                                  double weight) const {
+  std::array<double, kCells> reuses{}, expected{}, ratios{};
+  struct Sum {
+    double reuses = 0, expected = 0;
+  };
+  std::array<Sum, kCells> groups, kinds;
+  for (uint32_t cell = 0; cell < kCells; ++cell) {
+    for (uint32_t bin = 0; bin < kBins; ++bin) {
+      reuses[cell] += reuses_[cell][bin];
+      expected[cell] += exposure_[cell][bin] * pooled[bin];
+    }
+    groups[group_[cell]].reuses += reuses[cell];
+    groups[group_[cell]].expected += expected[cell];
+  }
+  const auto ratio = [weight](const Sum& sum) {
+    return (sum.reuses + weight) / (sum.expected + weight);
+  };
+  for (uint32_t cell = 0; cell < kCells; ++cell) {
+    kinds[kind_[cell]].reuses += reuses[cell];
+    kinds[kind_[cell]].expected += expected[cell] * ratio(groups[group_[cell]]);
+  }
+  for (uint32_t cell = 0; cell < kCells; ++cell) {
+    const double prior = ratio(groups[group_[cell]]) * ratio(kinds[kind_[cell]]);
+    ratios[cell] = (reuses[cell] + weight) / (expected[cell] + weight / prior);
+  }
+  return ratios;
+}
+
 void ReuseModel::Refit(double request_blocks, double requests) {
   const double weight = kPriorRequests * std::max(1.0, request_blocks);
   const double decay = std::exp2(-requests / kHalfLifeRequests);
   const Bins pooled = PooledRates(weight);
+  const std::array<double, kCells> ratios = ExpectedRatios(pooled, weight);
   for (uint32_t cell = 0; cell < kCells; ++cell) {
-    // How this cell compares with all: at every age together first, then age by age.
-    double reuses = weight, expected = weight;
-    for (uint32_t bin = 0; bin < kBins; ++bin) {
-      reuses += reuses_[cell][bin];
-      expected += exposure_[cell][bin] * pooled[bin];
-    }
-    double ratio = reuses / expected;
+    double ratio = ratios[cell];
     Bins rates;
-    for (uint32_t bin = 0; bin < kBins; ++bin) {
+    for (uint32_t bin = 0; bin < kBins; ++bin) {  // age by age, from the age before
       ratio = (reuses_[cell][bin] + weight) / (exposure_[cell][bin] * pooled[bin] + weight / ratio);
       rates[bin] = ratio * pooled[bin];
       reuses_[cell][bin] *= decay;

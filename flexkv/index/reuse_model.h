@@ -20,7 +20,7 @@
 //
 // Time is in ticks of about a second. Spells older than kHorizon ticks count as ended unused.
 // Cost: Join, Reuse, Leave and Value O(1); Advance O(cells x bins) a tick; Refit O(cells x bins).
-// Memory: 1.6 MB. Deterministic: sums of doubles in a fixed order. Thread: the control thread only.
+// Memory: 2 MB. Deterministic: sums of doubles in a fixed order. Thread: the control thread only.
 #pragma once
 
 #include <array>
@@ -31,12 +31,19 @@ namespace flexkv {
 
 class ReuseModel {
  public:
-  static constexpr uint32_t kCells = 48;
+  static constexpr uint32_t kCells = 60;
   static constexpr uint32_t kHorizon = 8192;
   static constexpr uint32_t kBins = 26;  // bounds 0, 1, 2, 3, 4, 6, 8, 11, 16 .. by the root of two
   static constexpr double kHalfLifeRequests = 8000;
 
   ReuseModel();
+
+  // What a cell has in common with others: little is known of a cell at first, more of the cells of
+  // its group, and of its kind. Both below kCells; 0 and 0 unless told.
+  void Describe(uint32_t cell, uint32_t group, uint32_t kind) {
+    group_[cell] = static_cast<uint8_t>(group);
+    kind_[cell] = static_cast<uint8_t>(kind);
+  }
 
   // The present tick; never falls.
   void Advance(uint64_t tick);
@@ -79,13 +86,15 @@ class ReuseModel {
   uint32_t Remove(uint32_t cell, uint64_t start, uint32_t blocks, uint32_t* bin);
   void Tick();
   Bins PooledRates(double weight) const;
+  std::array<double, kCells> ExpectedRatios(const Bins& pooled, double weight) const;
   void SetValues(uint32_t cell, const Bins& rates);
 
   uint64_t now_ = 0;
   std::array<double, kBins + 1> bounds_{};
   std::array<double, kBins> per_width_{};
-  std::vector<uint8_t> bin_of_;          // by age in ticks
-  std::vector<uint32_t> cohorts_;        // by tick and cell: blocks last used then, still watched
+  std::vector<uint8_t> bin_of_;    // by age in ticks
+  std::vector<uint32_t> cohorts_;  // by tick and cell: blocks last used then, still watched
+  std::array<uint8_t, kCells> group_{}, kind_{};
   std::array<bool, kCells> seen_{};      // cells ever joined
   std::array<Bins, kCells> waiting_{};   // blocks by cell and present age
   std::array<Bins, kCells> exposure_{};  // block-ticks spent there, decayed

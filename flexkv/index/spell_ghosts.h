@@ -1,6 +1,6 @@
 // Blocks evicted lately with what was known of them: 8 bytes each, four to a set chosen by the
 // hash; a full set forgets its oldest. Two hashes with one set and tag are taken for each other
-// (one look-up in 10^8 for a table of 10^5). Memory only; thread: the control thread only.
+// (one look-up in 10^7 for a table of 10^5). Memory only; thread: the control thread only.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace flexkv {
 
 // Since when a block waits to be used again, and what kind of block it is.
 struct Spell {
-  uint64_t start = 0;  // tick of its last use
+  uint64_t start = 0;  // moment of its last use (16 moments make a tick)
   uint32_t cell = 0;
   uint32_t uses = 0;   // since it came
   uint32_t turns = 0;  // of the conversation
@@ -79,9 +79,9 @@ class SpellGhosts {
   }
 
  private:
-  // Entry: tag (31 bits) | start (20) | cell (6) | uses (3) | turns (2) | ends (1) | 1.
-  static constexpr int kTagShift = 33;
-  static constexpr uint64_t kStartMask = (1u << 20) - 1;
+  // Entry: tag (27 bits) | start (24) | cell (6) | uses (3) | turns (2) | ends (1) | 1.
+  static constexpr int kTagShift = 37;
+  static constexpr uint64_t kStartMask = (1u << 24) - 1;
   static constexpr uint32_t kWays = 4;
 
   static uint64_t KeyOf(const BlockHash& hash) {

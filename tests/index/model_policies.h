@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "flexkv/index/eviction_policy.h"
+#include "flexkv/index/lru_shadow.h"
 #include "flexkv/index/radix_tree.h"
 #include "flexkv/index/reuse_model.h"
 
@@ -297,15 +298,23 @@ class ModelA2cr : public ModelPolicy {
   double decay_ = 0.02, threshold_ = 0.2;
 };
 
-// The bookkeeping of `hazard`, with what is evicted remembered for ever; values come from a
-// ReuseModel, which has a naive twin of its own (reuse_model_test.cc). Requests here carry no hint
-// that they end: that depends on where runs are split.
+// The bookkeeping of `hazard`, with what is evicted remembered for ever. Values come from a
+// ReuseModel and regret from an LruShadow, which have naive twins of their own
+// (reuse_model_test.cc). Requests here carry no hint that they end: that depends on where runs are
+// split.
 class ModelHazard : public ModelPolicy {
  public:
-  explicit ModelHazard(EvictionObjective objective) : objective_(objective) {}
+  explicit ModelHazard(EvictionObjective objective) : objective_(objective) {
+    for (uint32_t cell = 0; cell < ReuseModel::kCells; ++cell) {
+      reuse_.Describe(cell, cell / 17, cell < 51 ? cell % 17 : cell - 51 + 8);
+    }
+  }
   void Access(const BlockAccess& access, const std::vector<Notes*>& /*held*/) override {
     time_ = std::max<uint64_t>(time_ + 1, static_cast<uint64_t>(access.now) >> 14);
     reuse_.Advance(time_ >> 16);
+    lru_.Use(used_);
+    used_ = 0;
+    lru_.Advance(time_ >> 12);
     chain_ = access.chain_blocks;
     first_ = true;
     hint_ = access.hint.continue_p > 2.0f / 3 ? 2 : 0;
@@ -314,6 +323,9 @@ class ModelHazard : public ModelPolicy {
     ++requests_;
     mean_ += (chain_ - mean_) / std::min(requests_, 100.0);
     if (static_cast<uint64_t>(requests_) % 64 == 0) reuse_.Refit(mean_, 64);
+    asked_ = asked_ * (1 - 1.0 / 2048) + chain_;
+    regret_ *= 1 - 1.0 / 2048;
+    as_lru_ = regret_ > asked_ * (as_lru_ ? 0.001 : 0.003) + 12 * mean_;
   }
   void Insert(Notes* block) override {
     if (first_) Begin(*block);
@@ -324,27 +336,26 @@ class ModelHazard : public ModelPolicy {
       block->queue = it->second.queue;
       block->order = it->second.order;
       ghosts_.erase(it);
-      Touch(block);
+      if (lru_.Holds(block->order >> 12)) ++regret_;
+      Use(block);
+      block->ends_request = false;
     } else {
       block->turns = turns_;
-      block->queue = hint_ * 12 + kind_;
+      block->queue = hint_ * 17 + kind_;
       reuse_.Join(block->queue, 1);
     }
     block->order = time_;
-    block->ends_request = block->depth + 1 == chain_;
+    ++used_;
+    if (block->depth + 1 == chain_) block->ends_request = true;
   }
   void Touch(Notes* block) override {
-    const uint64_t start = block->order >> 16;
-    reuse_.Reuse(block->queue, start, 1);
-    block->uses = std::min<uint64_t>(block->uses + 1, 7);
-    block->turns = std::min(block->turns + 1, 2u);
-    const uint32_t often = block->uses == 1 ? 0 : block->uses < 4 ? 1 : 2;
-    block->queue = hint_ * 12 + 6 + 2 * often + (reuse_.now() - start < 16 ? 0 : 1);
-    block->order = time_;
+    if (!lru_.Holds(block->order >> 12)) --regret_;
+    Use(block);
+    ++used_;
     if (block->depth + 1 == chain_) block->ends_request = true;
-    reuse_.Join(block->queue, 1);
   }
   std::vector<Notes*> Victims(const std::vector<Notes*>& leaves) override {
+    if (as_lru_) return Oldest(leaves);
     std::vector<Notes*> tails;
     for (uint32_t cell = 0; cell < ReuseModel::kCells; ++cell) {
       const std::vector<Notes*> members = InQueue(leaves, cell);
@@ -357,7 +368,11 @@ class ModelHazard : public ModelPolicy {
     if (auto it = ghosts_.find(block.hash.words); it != ghosts_.end()) Drop(it->second);
     ghosts_[block.hash.words] = block;
   }
-  void Drop(const Notes& block) override { reuse_.Leave(block.queue, block.order >> 16, 1); }
+  void Drop(const Notes& block) override {
+    reuse_.Leave(block.queue, block.order >> 16, 1);
+    lru_.Forget(block.order >> 12, 1);
+  }
+  void Capacity(uint64_t /*used*/, uint64_t total) override { lru_.SetCapacity(total); }
 
  private:
   double Value(const Notes& block) const {
@@ -365,25 +380,40 @@ class ModelHazard : public ModelPolicy {
     const double age = static_cast<double>(time_ - block.order) / 65536;
     return reuse_.Value(block.queue, age) * (1 + depth * tokens_ / 32768);
   }
+  void Use(Notes* block) {
+    const uint64_t start = block->order >> 16;
+    reuse_.Reuse(block->queue, start, 1);
+    lru_.Forget(block->order >> 12, 1);
+    const uint64_t gap = reuse_.now() - start;
+    block->uses = std::min<uint64_t>(block->uses + 1, 7);
+    block->turns = std::min(block->turns + 1, 2u);
+    const uint32_t often = block->uses == 1 ? 0 : block->uses < 4 ? 1 : 2;
+    block->queue = hint_ * 17 + 8 + 3 * often + (gap < 8 ? 0 : gap < 64 ? 1 : 2);
+    block->order = time_;
+    reuse_.Join(block->queue, 1);
+  }
   void Begin(const Notes& block) {
     const uint32_t brought = chain_ > block.depth ? chain_ - block.depth : 0;
     turns_ = 0;
     if (block.parent != nullptr && block.parent->uses == 0) {
       turns_ = block.parent->turns;
-      kind_ = block.parent->queue % 12;
+      kind_ = KindOf(block.parent->queue);
       return;
     }
     if (block.parent != nullptr && block.parent->ends_request) turns_ = block.parent->turns;
-    kind_ = turns_ * 2 + (brought * 8 <= chain_ ? 1 : 0);
+    const double text = brought * tokens_;
+    kind_ = std::min(turns_, 1u) * 4 + (text < 1024 ? 0 : text < 4096 ? 1 : text < 16384 ? 2 : 3);
   }
+  static uint32_t KindOf(uint32_t cell) { return cell < 51 ? cell % 17 : cell - 51 + 8; }
 
   EvictionObjective objective_;
   ReuseModel reuse_;
+  LruShadow lru_;
   std::map<std::array<uint64_t, 4>, Notes> ghosts_;
   uint64_t time_ = 0;
-  uint32_t chain_ = 0, hint_ = 0, turns_ = 0, kind_ = 0;
-  bool first_ = true;
-  double tokens_ = 16, requests_ = 0, mean_ = 0;
+  uint32_t chain_ = 0, hint_ = 0, turns_ = 0, kind_ = 0, used_ = 0;
+  bool first_ = true, as_lru_ = false;
+  double tokens_ = 16, requests_ = 0, mean_ = 0, asked_ = 0, regret_ = 0;
 };
 
 // nullptr: none for that name.

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "flexkv/index/lru_shadow.h"
 #include "gtest/gtest.h"
 
 namespace flexkv {
@@ -97,6 +98,30 @@ TEST(ReuseModelTest, KnowingNothingItIsLru) {
       before = model.Value(cell, age);
     }
   }
+}
+
+// One block a moment, so moments are as fine as blocks: the shadow is an exact LRU.
+TEST(LruShadowTest, HoldsWhatLruHolds) {
+  std::mt19937_64 random(Seed());
+  LruShadow shadow;
+  shadow.SetCapacity(50);
+  std::deque<uint64_t> order;  // blocks of an LRU cache, the oldest first
+  std::vector<uint64_t> used(120);
+  for (uint64_t moment = 1; moment < 20000; ++moment) {
+    shadow.Advance(moment);
+    const uint64_t block = random() % (moment % 4000 < 2000 ? 60 : 120);
+    const bool held = std::erase(order, block) > 0;
+    if (used[block] != 0) {
+      ASSERT_EQ(shadow.Holds(used[block]), held) << moment;
+      shadow.Forget(used[block], 1);
+    }
+    shadow.Use(1);
+    used[block] = moment;
+    order.push_back(block);
+    if (order.size() > 50) order.pop_front();
+  }
+  shadow.Advance(20000 + LruShadow::kHorizon);
+  EXPECT_FALSE(shadow.Holds(19999));
 }
 
 // Blocks of rate r are worth r, whatever their age; unequal rates are told apart.

@@ -121,8 +121,11 @@ double Search::Worth(const TunePoint& point) const {
 // The default policy stays unless another one brings something everywhere.
 absl::Status Search::ChoosePolicy() {
   std::vector<Cell> cells;
-  std::vector<uint64_t> sizes = {most_cpu_, std::max<uint64_t>(1, most_cpu_ / 4)};
-  if (sizes[0] == sizes[1]) sizes.pop_back();
+  std::vector<uint64_t> sizes = {most_cpu_};
+  // Where less than all of the budget may do, a smaller size counts as well.
+  const bool may_be_small =
+      request_.target == TuneTarget::kCost || request_.target_value.has_value();
+  if (may_be_small && most_cpu_ >= 4) sizes.push_back(most_cpu_ / 4);
   for (const std::string& policy : request_.policies) {
     for (const uint64_t size : sizes) {
       Cell cell;

@@ -12,10 +12,13 @@
 #include "flexkv/trace/line_reader.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_seed.h"
 
 namespace flexkv::trace {
 namespace {
+
+constexpr int kShare = kSanitized ? 8 : 1;
 
 // A line in memory as LineReader gives it.
 class Padded {
@@ -156,7 +159,7 @@ bool InRange(const std::string& text) {
 TEST(JsonCursorTest, TakesWhatTheOracleTakes) {
   TestRng rng(TestSeed());
   int taken = 0, refused = 0;
-  for (int i = 0; i < 30000; ++i) {
+  for (int i = 0; i < 30000 / kShare; ++i) {
     nlohmann::json object = nlohmann::json::object();
     for (uint64_t k = rng.Below(5); k > 0; --k) object[RandomString(&rng)] = RandomValue(&rng, 0);
     std::string text = Spaced(object.dump(-1, ' ', rng.OneIn(2)), &rng);
@@ -167,13 +170,13 @@ TEST(JsonCursorTest, TakesWhatTheOracleTakes) {
     EXPECT_EQ(ReadLine(text).has_value(), good) << text;
     ++(good ? taken : refused);
   }
-  EXPECT_GT(taken, 8000);
-  EXPECT_GT(refused, 5000);
+  EXPECT_GT(taken, 8000 / kShare);
+  EXPECT_GT(refused, 5000 / kShare);
 }
 
 TEST(JsonCursorTest, NumbersAreTheOracles) {
   TestRng rng(TestSeed() + 1);
-  for (int i = 0; i < 50000; ++i) {
+  for (int i = 0; i < 50000 / kShare; ++i) {
     std::string text;
     if (rng.OneIn(3)) text += '-';
     text += std::to_string(rng.Next() >> rng.Below(64));
@@ -201,7 +204,7 @@ TEST(JsonCursorTest, NumbersAreTheOracles) {
 
 TEST(JsonCursorTest, StringsAreTheOracles) {
   TestRng rng(TestSeed() + 2);
-  for (int i = 0; i < 30000; ++i) {
+  for (int i = 0; i < 30000 / kShare; ++i) {
     const std::string text = RandomString(&rng) + RandomString(&rng);
     const nlohmann::json object = {{text, text}};
     const Padded line(object.dump(-1, ' ', rng.OneIn(2)));
@@ -216,7 +219,7 @@ TEST(JsonCursorTest, StringsAreTheOracles) {
 
 TEST(JsonCursorTest, ArraysOfNumbersChainAsOneByOne) {
   TestRng rng(TestSeed() + 3);
-  for (int i = 0; i < 20000; ++i) {
+  for (int i = 0; i < 20000 / kShare; ++i) {
     std::vector<uint64_t> numbers(rng.Below(60));
     for (uint64_t& number : numbers) number = rng.Next() >> (rng.OneIn(4) ? 0 : 40 + rng.Below(24));
     std::string text = Spaced(nlohmann::json(numbers).dump(), &rng);

@@ -188,9 +188,10 @@ class HazardPolicy final : public EvictionPolicy {
   }
   size_t PickQueue(std::span<const QueueTop> tops) const override {
     if (as_lru_) return EvictionPolicy::PickQueue(tops);
-    size_t lowest = 0;
-    double least = Value(tops[0].word, tops[0].depth);
-    for (size_t i = 1; i < tops.size(); ++i) {
+    const size_t oldest = EvictionPolicy::PickQueue(tops);
+    size_t lowest = oldest;
+    double least = kClearly * Value(tops[oldest].word, tops[oldest].depth);
+    for (size_t i = 0; i < tops.size(); ++i) {
       const double value = Value(tops[i].word, tops[i].depth);
       if (value < least) {
         least = value;
@@ -207,6 +208,9 @@ class HazardPolicy final : public EvictionPolicy {
 
  private:
   static constexpr uint32_t kRefitRequests = 64;
+  // The oldest leaf goes unless another is worth clearly less: estimates have errors, and to choose
+  // by them costs hits where nothing is to be gained.
+  static constexpr double kClearly = 0.8;
   // Of all blocks asked for, each request counting kForgetting times the one after it.
   static constexpr double kRegretToStop = 0.003, kRegretToReturn = 0.001;
   static constexpr double kPatience = 12;  // requests' blocks

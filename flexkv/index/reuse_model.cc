@@ -12,7 +12,7 @@ namespace {
 // Nothing known, reuse is taken to fall with age as it does nearly everywhere: which is LRU.
 constexpr double kPriorRate = 0.3;  // a tick, at age 0; falls as 1 / (1 + age)
 // An estimate counts half once this many requests' blocks were expected to be used again.
-constexpr double kPriorRequests = 8;
+constexpr double kPriorRequests = 16;
 
 }  // namespace
 

@@ -361,8 +361,11 @@ class ModelHazard : public ModelPolicy {
       const std::vector<Notes*> members = InQueue(leaves, cell);
       if (!members.empty()) tails.push_back(Oldest(members).front());
     }
+    const Notes* oldest = Oldest(tails).front();
     return Least(
-        tails, [this](const Notes& leaf) { return Value(leaf); }, 1e-15);
+        tails,
+        [&](const Notes& leaf) { return Value(leaf) * (leaf.order == oldest->order ? 0.8 : 1); },
+        1e-15);
   }
   void Evict(const Notes& block) override {
     if (auto it = ghosts_.find(block.hash.words); it != ghosts_.end()) Drop(it->second);

@@ -212,7 +212,7 @@ class HazardPolicy final : public EvictionPolicy {
   // by them costs hits where nothing is to be gained.
   static constexpr double kClearly = 0.8;
   // Of all blocks asked for, each request counting kForgetting times the one after it.
-  static constexpr double kRegretToStop = 0.003, kRegretToReturn = 0.001;
+  static constexpr double kRegretToStop = 0.002, kRegretToReturn = 0.0005;
   static constexpr double kPatience = 12;  // requests' blocks
   static constexpr double kForgetting = 1 - 1.0 / 2048;
   // As in gdsf: where attention costs a model of 8 billion parameters what its matrices do.

@@ -325,7 +325,7 @@ class ModelHazard : public ModelPolicy {
     if (static_cast<uint64_t>(requests_) % 64 == 0) reuse_.Refit(mean_, 64);
     asked_ = asked_ * (1 - 1.0 / 2048) + chain_;
     regret_ *= 1 - 1.0 / 2048;
-    as_lru_ = regret_ > asked_ * (as_lru_ ? 0.001 : 0.003) + 12 * mean_;
+    as_lru_ = regret_ > asked_ * (as_lru_ ? 0.0005 : 0.002) + 12 * mean_;
   }
   void Insert(Notes* block) override {
     if (first_) Begin(*block);

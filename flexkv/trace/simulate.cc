@@ -165,7 +165,12 @@ class Simulation {
     shared_.numbers.assign(batch_.blocks.size(), ReplayBatch::kNoNumber);
     shared_.hints.clear();
     for (size_t i = 0; i < batch_.blocks.size(); ++i) shared_.hashes[i] = HashOf(batch_.blocks[i]);
-    for (const TraceRequest& request : batch_.requests) {
+    constexpr size_t kFar = 4, kNear = 2;
+    const std::vector<TraceRequest>& requests = batch_.requests;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const TraceRequest& request = requests[i];
+      if (i + kFar < requests.size()) runs_.PrefetchFar(batch_.BlocksOf(requests[i + kFar]));
+      if (i + kNear < requests.size()) runs_.PrefetchNear(batch_.BlocksOf(requests[i + kNear]));
       runs_.Access(batch_.BlocksOf(request), request.kind != RequestKind::kGet);
       std::copy(runs_.numbers().begin(), runs_.numbers().end(),
                 shared_.numbers.begin() + static_cast<std::ptrdiff_t>(request.first_block));

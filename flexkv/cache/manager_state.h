@@ -64,7 +64,7 @@ struct Request {
   std::vector<BlockHash> chain;
   uint32_t touched = 0;  // leading blocks of the chain that its lookups have found so far
   RequestHint hint;
-  bool accessed = false;  // made a lookup or an insert
+  bool accessed = false;  // looked up at least one block
   Lease lease;
   Request* older = nullptr;  // list of leases with a deadline, by deadline
   Request* newer = nullptr;
@@ -167,7 +167,7 @@ struct CacheManager::Impl {
                                           std::span<const BlockHash> suffix);
   absl::StatusOr<LookupAnswer> Lookup(Engine* engine, RequestKey key, uint32_t first,
                                       std::span<const BlockHash> suffix, RequestHint hint);
-  BlockAccess NextAccess(Request* request) const;
+  BlockAccess NextAccess(Request* request, bool lookup) const;
   PrefixMatch WithoutDamaged(const ClassState& size_class, PrefixMatch match) const;
   void FindTiers(const ClassState& size_class, const Lease& lease, LookupAnswer* answer);
   void EndLease(Request* request);

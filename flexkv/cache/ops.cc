@@ -202,7 +202,7 @@ uint32_t CacheManager::Impl::LaunchPut(Request* request, OpKey key,
   const SlotId first_slot = slots.front();
   const auto accepted = static_cast<uint32_t>(slots.size());
   const auto path = chain.first(plan.start + slots.size());
-  if (!store.Insert(engine->ns->id, path, plan.start, slots, NextAccess(request)).ok()) {
+  if (!store.Insert(engine->ns->id, path, plan.start, slots, NextAccess(request, false)).ok()) {
     for (SlotId slot : slots) store.slots().Unref(slot);
     return 0;
   }

@@ -93,8 +93,9 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   if (hint.known()) request->hint = hint;
   EndLease(request);
   RadixTree& tree = engine->size_class->store->tree();
-  const PrefixMatch match = WithoutDamaged(
-      *engine->size_class, tree.Match(engine->ns->id, request->chain, {}, NextAccess(request)));
+  const PrefixMatch match =
+      WithoutDamaged(*engine->size_class,
+                     tree.Match(engine->ns->id, request->chain, {}, NextAccess(request, true)));
   request->touched = std::max(request->touched, match.num_blocks);
   Count(engine->ns, &CacheCounters::lookups, 1);
   Count(engine->ns, &CacheCounters::lookup_blocks, request->chain.size());
@@ -117,13 +118,14 @@ absl::StatusOr<LookupAnswer> CacheManager::Impl::Lookup(Engine* engine, RequestK
   return answer;
 }
 
-BlockAccess CacheManager::Impl::NextAccess(Request* request) const {
-  return BlockAccess{.now = now,
-                     .hint = request->hint,
-                     .chain_blocks = static_cast<uint32_t>(request->chain.size()),
-                     .touched_before = request->touched,
-                     .new_request = !std::exchange(request->accessed, true),
-                     .tokens_per_block = request->engine->ns->tokens_per_block};
+BlockAccess CacheManager::Impl::NextAccess(Request* request, bool lookup) const {
+  return BlockAccess{
+      .now = now,
+      .hint = request->hint,
+      .chain_blocks = static_cast<uint32_t>(request->chain.size()),
+      .touched_before = request->touched,
+      .new_request = lookup && !request->chain.empty() && !std::exchange(request->accessed, true),
+      .tokens_per_block = request->engine->ns->tokens_per_block};
 }
 
 // How many blocks from the root on need no SSD, and how many of all of them do.

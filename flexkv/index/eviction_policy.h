@@ -38,7 +38,8 @@ struct BlockAccess {
   // The request touched so many leading blocks in an earlier call: Match does not touch them again,
   // so that a request counts once, however often its engine asks.
   uint32_t touched_before = 0;
-  bool new_request = true;        // false: the request made an access before
+  // The request's first lookup of at least one block. Puts are part of the request that made them.
+  bool new_request = true;
   uint32_t tokens_per_block = 0;  // 0: not known
 };
 

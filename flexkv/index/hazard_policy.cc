@@ -1,4 +1,4 @@
-// The policy `hazard`: what goes is the leaf whose slot promises the fewest hits per second, as
+// The policy `hazard`: what goes is the leaf whose slot promises the fewest hits per request to come, as
 // ReuseModel has learned it from this very traffic (reuse_model.h has the formula and its sources).
 //
 // Blocks are told apart by what was seen of them (their *kind*), and nothing is assumed about which
@@ -17,7 +17,7 @@
 // memory the policy sees what LRU would have done (LruShadow): where it has lost 0.3 % of the
 // blocks asked for lately, it is LRU until that is forgotten.
 //
-// Word: time of last use (52 bits of 16 us) | cell (6) | uses since it came (3) | turns (2) | a
+// Word: time of last use (52 bits, 8,192 a request) | cell (6) | uses since it came (3) | turns (2) | a
 // request ended here (1).
 #include <algorithm>
 #include <memory>
@@ -30,8 +30,8 @@
 namespace flexkv {
 namespace {
 
-constexpr int kTimeShift = 14;    // nanoseconds to the word's unit
-constexpr int kTickShift = 16;    // the word's unit to ticks: 2^30 ns
+constexpr uint64_t kRequestStep = 1 << 13;  // of the word's unit
+constexpr int kTickShift = 16;    // the word's unit to ticks: eight requests
 constexpr int kMomentShift = 12;  // and to moments, 16 a tick
 
 // Kinds of blocks: never used again by turns and by how much text came with them, then the others.
@@ -96,9 +96,10 @@ class HazardPolicy final : public EvictionPolicy {
   }
 
   void BeginAccess(const BlockAccess& access) override {
-    // Strictly rising, so that equal words were used by one access.
-    time_ =
-        std::max(time_ + 1, static_cast<uint64_t>(std::max<TimeNs>(access.now, 0)) >> kTimeShift);
+    // Strictly rising, so that equal words were used by one access. Age is counted in requests, not
+    // seconds: the same requests get the same answers however fast they come, replayed or live,
+    // and a quiet night ages nothing.
+    time_ += access.new_request ? kRequestStep : 1;
     model_.Advance(time_ >> kTickShift);
     shadow_.Use(used_);  // by the access before: what it found must not depend on its own order
     used_ = 0;
@@ -210,10 +211,10 @@ class HazardPolicy final : public EvictionPolicy {
   static constexpr uint32_t kRefitRequests = 64;
   // The oldest leaf goes unless another is worth clearly less: estimates have errors, and to choose
   // by them costs hits where nothing is to be gained.
-  static constexpr double kClearly = 0.8;
+  static constexpr double kClearly = 0.7;
   // Of all blocks asked for, each request counting kForgetting times the one after it.
-  static constexpr double kRegretToStop = 0.002, kRegretToReturn = 0.0005;
-  static constexpr double kPatience = 12;  // requests' blocks
+  static constexpr double kRegretToStop = 0.001, kRegretToReturn = 0.00025;
+  static constexpr double kPatience = 8;  // requests' blocks
   static constexpr double kForgetting = 1 - 1.0 / 2048;
   // As in gdsf: where attention costs a model of 8 billion parameters what its matrices do.
   static constexpr double kEqualTokens = 32768;

@@ -16,7 +16,7 @@ namespace flexkv {
 class LruShadow {
  public:
   static constexpr uint64_t kHorizon =
-      1 << 17;  // moments of a sixteenth of a second; nothing older is held
+      1 << 17;  // moments of half a request; nothing older is held
 
   LruShadow() : cohorts_(kHorizon) {}
 

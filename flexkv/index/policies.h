@@ -11,7 +11,7 @@
 namespace flexkv {
 
 // What a daemon uses that was told nothing else.
-inline constexpr std::string_view kDefaultPolicy = "lru";
+inline constexpr std::string_view kDefaultPolicy = "hazard";
 
 std::span<const std::string_view> PolicyNames();
 

@@ -14,11 +14,11 @@
 //     value(a) = max over T of  P(used again before T | unused at a) / E[time until then, at most
 //     T]
 //
-// the hits that a slot yields per second, kept as long as is best. Where hazard falls with age,
+// the hits that a slot yields per tick, kept as long as is best. Where hazard falls with age,
 // this is the hazard now, and the oldest block of a cell is worth least; where it rises (loops,
 // scans) waiting pays, and a block that has waited long already is worth more.
 //
-// Time is in ticks of about a second. Spells older than kHorizon ticks count as ended unused.
+// Time is in ticks of eight requests. Spells older than kHorizon ticks count as ended unused.
 // Cost: Join, Reuse, Leave and Value O(1); Advance O(cells x bins) a tick; Refit O(cells x bins).
 // Memory: 2 MB. Deterministic: sums of doubles in a fixed order. Thread: the control thread only.
 #pragma once

@@ -110,18 +110,20 @@ CellReplay::CellReplay(const Cell& cell, const SimulateOptions& options)
 CellReplay::~CellReplay() = default;
 
 absl::StatusOr<std::unique_ptr<CellReplay>> CellReplay::New(const Cell& cell,
-                                                            const SimulateOptions& options) {
+                                                            const SimulateOptions& options,
+                                                            uint32_t tokens_per_block) {
   if (cell.cpu_blocks == 0) return absl::InvalidArgumentError("a cache of 0 blocks in memory");
   const uint64_t most = 4 * kMostBlocks - 2;
   if (cell.cpu_blocks != kInfiniteBlocks && cell.cpu_blocks > most / 2)
     return absl::InvalidArgumentError(
         absl::StrCat(cell.cpu_blocks, " blocks are more than the index numbers: ", most / 2));
   std::unique_ptr<CellReplay> replay(new CellReplay(cell, options));
-  if (absl::Status status = replay->Open(); !status.ok()) return status;
+  if (absl::Status status = replay->Open(std::max(1u, tokens_per_block)); !status.ok())
+    return status;
   return replay;
 }
 
-absl::Status CellReplay::Open() {
+absl::Status CellReplay::Open(uint32_t tokens_per_block) {
   const Cell& cell = result_.cell;
   std::vector<SsdPort*> ports;
   if (HasSsd(cell)) {
@@ -132,11 +134,12 @@ absl::Status CellReplay::Open() {
                                                 std::vector<Executor*>{&copies_});
   manager_ = std::make_unique<CacheManager>(OptionsOf(cell, *options_), &segments_,
                                             transfers_.get(), std::move(ports));
-  absl::StatusOr<EngineHandle> engine = manager_->AttachEngine({.namespace_key = "trace",
-                                                                .namespace_label = "trace",
-                                                                .shard_bytes = {kReplayBlockBytes},
-                                                                .tokens_per_block = 1},
-                                                               now_);
+  absl::StatusOr<EngineHandle> engine =
+      manager_->AttachEngine({.namespace_key = "trace",
+                              .namespace_label = "trace",
+                              .shard_bytes = {kReplayBlockBytes},
+                              .tokens_per_block = tokens_per_block},
+                             now_);
   if (!engine.ok()) return engine.status();
   engine_ = *engine;
   SetNow(now_);

@@ -28,9 +28,11 @@ struct ReplayBatch {
 
 class CellReplay {
  public:
-  // InvalidArgument: unknown policy, or no blocks at all.
+  // `tokens_per_block` of the trace: policies may weigh tokens. InvalidArgument: unknown policy, or
+  // no blocks at all.
   static absl::StatusOr<std::unique_ptr<CellReplay>> New(const Cell& cell,
-                                                         const SimulateOptions& options);
+                                                         const SimulateOptions& options,
+                                                         uint32_t tokens_per_block);
   ~CellReplay();
 
   // ResourceExhausted: an infinite cache is full.
@@ -56,7 +58,7 @@ class CellReplay {
     }
   };
   CellReplay(const Cell& cell, const SimulateOptions& options);
-  absl::Status Open();
+  absl::Status Open(uint32_t tokens_per_block);
   absl::Status AddBallast(uint64_t blocks);
   absl::StatusOr<LookupAnswer> LookUp(const TraceRequest& request, RequestKey key,
                                       std::span<const BlockHash> chain,

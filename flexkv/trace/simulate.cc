@@ -73,7 +73,8 @@ class Simulation {
     for (size_t i = 0; i < cells_.size(); ++i) {
       results_[i].cell = cells_[i];
       if (IsMin(cells_[i])) continue;
-      absl::StatusOr<std::unique_ptr<CellReplay>> replay = CellReplay::New(cells_[i], options_);
+      absl::StatusOr<std::unique_ptr<CellReplay>> replay =
+          CellReplay::New(cells_[i], options_, source_->info().tokens_per_block);
       if (!replay.ok()) return replay.status();
       replays_.push_back(*std::move(replay));
       replay_cells_.push_back(i);

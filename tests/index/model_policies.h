@@ -310,7 +310,7 @@ class ModelHazard : public ModelPolicy {
     }
   }
   void Access(const BlockAccess& access, const std::vector<Notes*>& /*held*/) override {
-    time_ = std::max<uint64_t>(time_ + 1, static_cast<uint64_t>(access.now) >> 14);
+    time_ += access.new_request ? 8192 : 1;
     reuse_.Advance(time_ >> 16);
     lru_.Use(used_);
     used_ = 0;
@@ -325,7 +325,7 @@ class ModelHazard : public ModelPolicy {
     if (static_cast<uint64_t>(requests_) % 64 == 0) reuse_.Refit(mean_, 64);
     asked_ = asked_ * (1 - 1.0 / 2048) + chain_;
     regret_ *= 1 - 1.0 / 2048;
-    as_lru_ = regret_ > asked_ * (as_lru_ ? 0.0005 : 0.002) + 12 * mean_;
+    as_lru_ = regret_ > asked_ * (as_lru_ ? 0.00025 : 0.001) + 8 * mean_;
   }
   void Insert(Notes* block) override {
     if (first_) Begin(*block);
@@ -364,7 +364,7 @@ class ModelHazard : public ModelPolicy {
     const Notes* oldest = Oldest(tails).front();
     return Least(
         tails,
-        [&](const Notes& leaf) { return Value(leaf) * (leaf.order == oldest->order ? 0.8 : 1); },
+        [&](const Notes& leaf) { return Value(leaf) * (leaf.order == oldest->order ? 0.7 : 1); },
         1e-15);
   }
   void Evict(const Notes& block) override {

@@ -209,7 +209,8 @@ TEST(SimulateTest, CellsConserveSlots) {
   for (bool timed : {false, true}) {
     options.timed = timed;
     for (uint64_t ssd : {0, 100, 3000}) {
-      auto cell = CellReplay::New({.policy = "lru", .cpu_blocks = 50, .ssd_blocks = ssd}, options);
+      auto cell =
+          CellReplay::New({.policy = "lru", .cpu_blocks = 50, .ssd_blocks = ssd}, options, 16);
       ASSERT_TRUE(cell.ok());
       ASSERT_TRUE((*cell)->Run(shared).ok());
       EXPECT_TRUE((*cell)->manager().CheckInvariants().ok());

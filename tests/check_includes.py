@@ -16,8 +16,25 @@ ALLOWED = {
     "flexkv/trace": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer", "flexkv/cache"},
     # The device agent is the one part of transfer that lives in the engine's process.
     "flexkv/client": {"flexkv/base", "proto", "flexkv/transfer/device_agent.h", "flexkv/transfer/transfer_op.h"},
-    "flexkv/server": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer", "flexkv/cache", "flexkv/trace", "proto"},
-    "flexkv/cli": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/cache", "flexkv/trace", "flexkv/client", "flexkv/server", "proto"},
+    "flexkv/server": {
+        "flexkv/base",
+        "flexkv/index",
+        "flexkv/storage",
+        "flexkv/transfer",
+        "flexkv/cache",
+        "flexkv/trace",
+        "proto",
+    },
+    "flexkv/cli": {
+        "flexkv/base",
+        "flexkv/index",
+        "flexkv/storage",
+        "flexkv/cache",
+        "flexkv/trace",
+        "flexkv/client",
+        "flexkv/server",
+        "proto",
+    },
     "connector": {"flexkv/base", "flexkv/client"},
 }
 INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"')

@@ -182,6 +182,8 @@ class HazardPolicy final : public EvictionPolicy {
         blocks_total, [this](const Spell& spell) { Leave(spell); }, moment());
   }
 
+  // Priority stays what Score is, the last use: which blocks on SSD keep a copy in memory is decided
+  // by recency. By value, which falls with age, a copy just used looked no better than before.
   uint64_t Score(PolicyWord word, uint32_t /*depth*/) const override { return word >> 12; }
   uint32_t num_queues() const override { return ReuseModel::kCells; }
   uint32_t QueueOf(PolicyWord word, uint32_t /*depth*/) const override {
@@ -200,9 +202,6 @@ class HazardPolicy final : public EvictionPolicy {
       }
     }
     return lowest;
-  }
-  uint64_t Priority(PolicyWord word, uint32_t depth) const override {
-    return static_cast<uint64_t>(Value(word, depth) * 0x1p50);
   }
   uint64_t bytes() const override { return model_.bytes() + shadow_.bytes() + ghosts_.bytes(); }
   std::string_view name() const override { return "hazard"; }

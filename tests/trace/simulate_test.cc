@@ -10,6 +10,7 @@
 
 #include "flexkv/cache/planner.h"
 #include "flexkv/index/policies.h"
+#include "flexkv/trace/generate.h"
 #include "flexkv/trace/memory_source.h"
 #include "flexkv/trace/replay.h"
 #include "tests/trace/random_trace.h"
@@ -253,6 +254,24 @@ TEST(SimulateTest, ThreadsDoNotChangeResults) {
       EXPECT_EQ(one[i].never_read_blocks, four[i].never_read_blocks);
       EXPECT_EQ(one[i].ssd_written_blocks, four[i].ssd_written_blocks);
     }
+  }
+}
+
+// Whatever gives way for good, what was used lately stays in memory: an SSD behind it takes nothing
+// from what memory serves.
+TEST(SimulateTest, MemoryInFrontOfAnSsdServesWhatWasUsedLately) {
+  TrafficOptions traffic = NamedTraffic("mixed").value();
+  traffic.requests = 2000;
+  const RequestBatch batch = GenerateTraffic(traffic).value();
+  std::vector<Cell> cells;
+  for (const char* policy : {"lru", "hazard", "lrfu", "arc"}) {
+    cells.push_back({.policy = policy, .cpu_blocks = 500, .ssd_blocks = 4000});
+  }
+  const auto results = RunCells(batch, cells, {});
+  ASSERT_GT(results[0].hit_rate_cpu(), 0.05);
+  for (const CellResult& result : results) {
+    EXPECT_GT(result.hit_rate_cpu(), 0.9 * results[0].hit_rate_cpu()) << result.cell.policy;
+    EXPECT_GT(result.hit_rate(), 0.9 * results[0].hit_rate()) << result.cell.policy;
   }
 }
 

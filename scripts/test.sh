@@ -86,7 +86,7 @@ part_asan() { build_sanitized asan && run_ctest asan; }
 # What has threads; the rest is single-threaded by design.
 # Not the tests whose clients reuse blocks when another process, the daemon, said so: TSan does not see that order.
 part_tsan() {
-  build_sanitized tsan && run_ctest tsan -R 'ring|session|reduced|agent|segment_store|disk|ssd_device|server|fault' -E 'ssd_faults|daemon_torture'
+  build_sanitized tsan && run_ctest tsan -R 'trace_writer|simulate|ring|session|reduced|agent|segment_store|disk|ssd_device|server|fault' -E 'ssd_faults|daemon_torture'
 }
 part_fuzz() {
   cmake --preset fuzz > build/logs/configure-fuzz.log && ninja -C build/fuzz --quiet fuzzers || { FAILED=$((FAILED + 1)); return; }

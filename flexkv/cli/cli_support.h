@@ -35,7 +35,7 @@ int Fail(const absl::Status& status);
 void EndOnSignals();
 bool Interrupted();
 
-// Prints to standard output; false when nobody reads it.
+// Prints to standard output.
 void Print(const std::string& text);
 
 // A share done, on stderr, when that is a terminal and it takes more than a second.

@@ -1,39 +1,27 @@
 #include "flexkv/cli/ssd_command.h"
 
-#include <signal.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 
 #include "flexkv/base/clock.h"
 #include "flexkv/base/fault.h"
+#include "flexkv/cli/cli_support.h"
 #include "flexkv/cli/ssd_report.h"
 #include "flexkv/storage/ssd/ssd_verify.h"
 
 namespace flexkv {
 namespace {
 
-constexpr int kExitOk = 0;
+using cli::kExitInterrupted;
+using cli::kExitOk;
+using cli::kExitUsage;
+
 constexpr int kExitDamaged = 1;
-constexpr int kExitUsage = 2;
 constexpr int kExitInUse = 3;
-constexpr int kExitInterrupted = 130;
 constexpr TimeNs kTerminalEvery = 200 * kNsPerMs;
 constexpr TimeNs kPipeEvery = 10 * kNsPerSecond;
-
-std::atomic<bool> interrupted{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-// The second one ends the process at once: whatever it is at, the store survives that.
-void EndOnSignals() {
-  struct sigaction action {};
-  action.sa_handler = [](int) { interrupted.store(true, std::memory_order_relaxed); };
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-}
 
 // On stderr: a line that changes on a terminal, a line now and then elsewhere.
 class ProgressPrinter {
@@ -104,7 +92,7 @@ int SsdCommand::Run() const {
   if (absl::Status status = ArmFaults(faults == nullptr ? "" : faults); !status.ok()) {
     return Refused(status);
   }
-  EndOnSignals();
+  cli::EndOnSignals();  // also ends at once on the second: the store survives that
   SsdVerifyOptions options;
   options.directories = directories_;
   options.repair = repair_;
@@ -112,7 +100,7 @@ int SsdCommand::Run() const {
   ProgressPrinter printer;
   options.on_progress = [&printer](const SsdVerifyProgress& progress) {
     printer.Print(progress);
-    return !interrupted.load(std::memory_order_relaxed);
+    return !cli::Interrupted();
   };
   const absl::StatusOr<SsdVerifyReport> report = VerifySsd(options);
   printer.Clear();

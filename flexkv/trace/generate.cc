@@ -14,15 +14,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/trace/mix.h"
 
 namespace flexkv::trace {
 namespace {
-
-uint64_t Mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
 
 class Random {
  public:

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "flexkv/index/policies.h"
 #include "flexkv/trace/min_policy.h"
+#include "flexkv/trace/mix.h"
 #include "flexkv/trace/next_uses.h"
 #include "flexkv/trace/replay.h"
 #include "flexkv/trace/run_tracker.h"
@@ -24,17 +25,13 @@ namespace {
 constexpr uint64_t kBatchBlocks = 1 << 15;
 constexpr double kFirstPassShare = 0.1;  // of the progress, when there is one
 
-uint64_t Mix(uint64_t x) {
-  x += 0x9E3779B97F4A7C15ull;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
+// 0 does not stay 0.
+uint64_t MixStep(uint64_t x) { return Mix(x + 0x9E3779B97F4A7C15ull); }
 
 // An id as the index wants it: uniform in its first word, no two alike.
 BlockHash HashOf(uint64_t id) {
   BlockHash hash;
-  hash.words = {Mix(id), id, 0, 0};
+  hash.words = {MixStep(id), id, 0, 0};
   return hash;
 }
 
@@ -184,7 +181,8 @@ class Simulation {
   RequestHint HintOf(const TraceRequest& request, uint64_t number) const {
     if (options_.hint_oracle <= 0) return options_.use_trace_hints ? request.hint : RequestHint{};
     // Uniform in [0, 1), the same for all cells.
-    const double dice = static_cast<double>(Mix(options_.hint_seed ^ Mix(number)) >> 11) * 0x1p-53;
+    const double dice =
+        static_cast<double>(MixStep(options_.hint_seed ^ MixStep(number)) >> 11) * 0x1p-53;
     const bool truth = asked_again_[number];
     const bool told = dice < options_.hint_oracle ? truth : !truth;
     return RequestHint{.continue_p = told ? 0.9f : 0.1f};

@@ -19,7 +19,7 @@
 
 namespace flexkv::shm {
 
-inline constexpr uint32_t kProtocolVersion = 4;
+inline constexpr uint32_t kProtocolVersion = 5;
 inline constexpr uint64_t kRegionMagic = 0x31564b58454c46ull;  // "FLEXKV1"
 inline constexpr uint32_t kRingSlots = 1024;                   // per direction; power of two
 inline constexpr uint32_t kPayloadBytes = 4u << 20;            // per direction; power of two
@@ -41,10 +41,11 @@ enum class MessageType : uint32_t {
   kRecordGet = 7,     // request, payload: GetRecordBody
   kEngineStats = 8,   // payload: EngineStatsBody
   // worker -> daemon
-  kOpDone = 16,       // op, first = part, route, status, lease = ns spent copying,
-                      // count = failed positions + payload count * uint32 (position in the
-                      // part's blocks)
-  kWorkerReady = 17,  // once, first: from now on this rank takes ops of this boot id
+  kOpDone = 16,        // op, first = part, route, status, lease = ns spent copying,
+                       // count = failed positions + payload count * uint32 (position in the
+                       // part's blocks)
+  kWorkerReady = 17,   // once, first: from now on this rank takes ops of this boot id
+  kDeviceReport = 18,  // payload: DeviceReportBody
   // daemon -> scheduler
   kLookupReply = 32,  // request, first = matched blocks, count = of them, the first so many in
                       // memory, lease, status; sequence = that of the request
@@ -109,6 +110,25 @@ struct EngineStatsBody {  // shown by `flexkv status`; rates are the scheduler c
            swallowed_errors = 0;
 };
 static_assert(sizeof(EngineStatsBody) == 64);
+
+// What a rank says of its device, whenever it changed; shown by `flexkv status` (see DeviceReport
+// in flexkv/transfer/device_agent.h). Arrays of two are by direction (index: Route).
+struct DeviceReportBody {
+  struct Point {
+    uint32_t fragment_bytes = 0;
+    float copy_engine[2] = {}, kernel[2] = {};  // GB/s, finite, not negative; 0: not measured
+  };
+  static constexpr uint32_t kMaxPoints = 16;
+  char device[64] = {};    // ends with 0
+  char problem[256] = {};  // ends with 0
+  uint32_t kernel_below[2] = {};
+  uint32_t num_points = 0;  // at most kMaxPoints
+  uint32_t pinning_refused = 0;
+  uint64_t pinned_bytes = 0, arena_bytes = 0, staged_bytes = 0;
+  uint64_t layer_loads = 0, layer_loads_failed = 0;
+  Point points[kMaxPoints];
+};
+static_assert(sizeof(DeviceReportBody) == 64 + 256 + 16 + 40 + 16 * 20);
 
 // What the consumer of one direction publishes: how far it has read. Only the producer looks at it,
 // and only when it believes the ring to be full.
@@ -179,14 +199,28 @@ struct Hello {
 };
 static_assert(sizeof(Hello) == 64);
 
+// How ranks copy between GPU and arena: CopyOptions in flexkv/transfer/device_agent.h, from the
+// daemon's configuration. Arrays are by direction (index: Route).
+struct DeviceOptionsBody {
+  uint32_t engine[2] = {};      // 0 auto, 1 copy engine, 2 kernel
+  uint32_t kernel_sms[2] = {};  // 1..132
+  uint64_t bytes_in_flight[2] = {};
+  uint32_t batch_copies = 0;
+  uint32_t above_compute = 0;
+  uint32_t layers_ahead = 0;
+  uint32_t reserved = 0;
+};
+static_assert(sizeof(DeviceOptionsBody) == 48);
+
 struct Welcome {
   uint32_t type = 0;
   uint32_t version = 0;
   uint64_t boot_id = 0;
   uint64_t client_id = 0;
   uint64_t region_bytes = 0;
+  DeviceOptionsBody device;  // for workers
 };
-static_assert(sizeof(Welcome) == 32);
+static_assert(sizeof(Welcome) == 80);
 
 struct SegmentPacket {
   uint32_t type = 0;

@@ -34,17 +34,21 @@
 //   whose next part does not come waits until it is revoked.
 // - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in
 //   chunks of at most `chunk_bytes`, or of one layer of one block where that alone is more.
-// - All methods may be called from any thread; none waits for a copy but Revoke and FenceBlocks, as
-//   said above.
+// - All methods may be called from any thread but those marked "engine thread"; none waits for a
+//   copy but Revoke and FenceBlocks (and, on CPU, WaitForLayer), as said above.
+// - With a compute stream nothing waits on the processor: Revoke and FenceBlocks wait until a chunk
+//   that is being handed to the device has been, and then make the compute stream wait for it. "No
+//   copy touches engine memory" means: from the compute stream's point of view. Copies wait for the
+//   compute stream as it was when their engine half was submitted (loads) or at StepDone (stores).
 //
-// The same class serves engines on CPU (HostExecutor); the CUDA agent implements the same
-// interface.
+// The agents for host memory and for GPUs are one class (agent_core.h) over two chunk copiers.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -69,7 +73,12 @@ class SegmentMapper {
 struct EngineHalf {
   OpKey key = 0;
   Route route = Route::kDeviceToCpu;
-  std::vector<uint32_t> block_ids;  // GPU block ids, in the order ArenaPlace::engine_index counts
+  // GPU block ids, in the order ArenaPlace::engine_index counts. With several KV groups the ids of
+  // group 0, then as many of group 1, and so on.
+  std::vector<uint32_t> block_ids;
+  // Loads: the engine computes in this very step and asks for layers one by one (StartLayerLoads,
+  // WaitForLayer) instead of waiting for the end.
+  bool layerwise = false;
 };
 
 struct DaemonHalf {
@@ -100,6 +109,37 @@ struct AgentStats {
   uint64_t loads = 0, stores = 0, load_bytes = 0, store_bytes = 0;
   uint64_t load_copy_ns = 0, store_copy_ns = 0;
   uint64_t revoked = 0, fenced_blocks = 0, orphans = 0, refused = 0, failed = 0;
+  // Loads layer by layer: ended well; failed after the engine was told that it may compute.
+  uint64_t layer_loads = 0, layer_loads_failed = 0;
+};
+
+// How copies between GPU and arena are made. Taken from the daemon's configuration when the worker
+// attaches; agents of engines on CPU ignore it.
+struct CopyOptions {
+  enum class Engine : uint8_t { kAuto = 0, kCopyEngine = 1, kKernel = 2 };
+  // By direction (index: Route). kAuto: by fragment size, as measured on this GPU.
+  Engine engine[2] = {Engine::kAuto, Engine::kAuto};
+  uint32_t kernel_sms[2] = {8, 8};  // SMs a copy kernel may occupy, 1 to 132
+  uint64_t bytes_in_flight[2] = {32ull << 20, 32ull << 20};  // by direction, 1 MiB to 4 GiB
+  uint32_t batch_copies = 256;  // copies in one call of the driver, whose lock it holds; 1 to 65536
+  bool above_compute = false;   // copy kernels may displace the engine's own
+  uint32_t layers_ahead = 3;    // of layerwise loads; 1 to 1024
+};
+
+// What an agent says of its device, for `flexkv status`.
+struct DeviceReport {
+  struct Point {  // GB/s at one fragment size; 0: not measured
+    uint32_t fragment_bytes = 0;
+    float copy_engine[2] = {}, kernel[2] = {};  // by direction (index: Route)
+  };
+  std::string device;             // "NVIDIA H200", or "cpu"
+  std::vector<Point> curve;       // ascending sizes; empty when not measured yet or not needed
+  uint32_t kernel_below[2] = {};  // fragments smaller than this go by kernel
+  uint64_t pinned_bytes = 0;      // of the arena, registered with the device
+  uint64_t arena_bytes = 0;       // mapped
+  uint64_t staged_bytes = 0;      // copied by way of a staging buffer, since not registered
+  bool pinning_refused = false;   // by the system; `problem` says what to do
+  std::string problem;            // one sentence; empty when all is well
 };
 
 class DeviceAgent {
@@ -108,6 +148,7 @@ class DeviceAgent {
     uint64_t chunk_bytes = 4ull << 20;
     uint32_t max_ops = 8192;  // engine halves and daemon halves (parts) each
     TimeNs orphan_timeout_ns = 10 * kNsPerSecond;
+    CopyOptions copy;
   };
   virtual ~DeviceAgent() = default;
 
@@ -117,6 +158,16 @@ class DeviceAgent {
   virtual absl::Status SubmitEngineHalf(EngineHalf half) = 0;
   virtual void SubmitDaemonHalf(DaemonHalf half) = 0;  // never fails: a refusal is a failed result
   virtual void StepDone() = 0;
+  // Engine thread, before the step's halves and fences; see ChunkCopier::SetComputeStream.
+  virtual void SetComputeStream(uint64_t stream) = 0;
+  // Engine thread, in the step whose engine halves are layerwise: waits until their daemon halves
+  // are here (at most `wait_ns`), then starts the first CopyOptions::layers_ahead layers. A load
+  // whose half did not come, or whose places are wrong, has failed: TakeEngineResults says so.
+  virtual void StartLayerLoads(TimeNs wait_ns) = 0;
+  // Engine thread: what the engine enqueues from here on finds layer view `layer` (of KvLayout's
+  // views in packed order) of all loads started by StartLayerLoads, or of none that failed. Starts
+  // further layers. Cheap when no load is under way. StepDone does the same for all layers.
+  virtual void WaitForLayer(uint32_t layer) = 0;
   virtual void Revoke(OpKey key) = 0;
   virtual void FenceBlocks(std::span<const uint32_t> block_ids) = 0;
   // Ends of ops that the daemon must hear of, and ends of loads that the engine must hear of. Every
@@ -126,6 +177,13 @@ class DeviceAgent {
   virtual void TakeEngineResults(std::vector<AgentResult>* results) = 0;
   // True while a daemon half is waiting or running (its segments must stay mapped).
   virtual bool Busy() const = 0;
+  // A segment has been mapped here, before the first op that uses it; and is about to be unmapped,
+  // after the last. A GPU's agent registers it in the background; SegmentGone returns when the
+  // device knows it no more.
+  virtual void SegmentMapped(SegmentId segment, std::span<std::byte> memory) = 0;
+  virtual void SegmentGone(SegmentId segment) = 0;
+  virtual void SetCopyOptions(const CopyOptions& options) = 0;  // for chunks started from now on
+  virtual DeviceReport Report() const = 0;
   virtual AgentStats stats() const = 0;
 };
 

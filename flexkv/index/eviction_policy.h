@@ -94,9 +94,6 @@ class EvictionPolicy {
   // Now and then: blocks held of all tiers, and what they have room for.
   virtual void OnCapacity(uint64_t /*blocks_used*/, uint64_t /*blocks_total*/) {}
 
-  // Comparable across queues right now: what leaves between tiers first.
-  virtual uint64_t Priority(PolicyWord word, uint32_t depth) const { return Score(word, depth); }
-
   virtual uint64_t bytes() const { return 0; }  // of memory, words not counted
   virtual std::string_view name() const = 0;
 };

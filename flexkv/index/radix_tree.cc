@@ -120,11 +120,11 @@ uint64_t RadixTree::ScoreOf(SlotId slot) const {
   const Place place = impl_->Held(slot);
   const Node& node = impl_->nodes[place.node];
   const uint32_t offset = Impl::OffsetOf(node, place);
-  return impl_->policy->Priority(node.words()[offset], node.depth + offset);
+  return impl_->policy->Score(node.words()[offset], node.depth + offset);
 }
 
 std::optional<uint64_t> RadixTree::LowestScore(Tier tier) const {
-  return impl_->LowestPriority(tier);
+  return impl_->LowestScore(tier);
 }
 
 void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slots) const {

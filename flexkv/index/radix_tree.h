@@ -123,7 +123,7 @@ class RadixTree {
   bool IsReady(SlotId slot) const;      // false for a slot the tree does not hold
   BlockHash HashOf(SlotId slot) const;  // REQUIRES: Contains(slot)
   uint32_t DepthOf(SlotId slot) const;  // distance from the root; REQUIRES: Contains(slot)
-  // EvictionPolicy::Priority of the block now. REQUIRES: Contains(slot)
+  // EvictionPolicy::Score of the block now. REQUIRES: Contains(slot)
   uint64_t ScoreOf(SlotId slot) const;
   // The priority of the block that stands first in the order; nullopt: there is none.
   std::optional<uint64_t> LowestScore(Tier tier) const;

@@ -69,11 +69,11 @@ uint32_t RadixTree::Impl::PickQueue(Tier tier) {
   return tops[picked].queue;
 }
 
-std::optional<uint64_t> RadixTree::Impl::LowestPriority(Tier tier) {
+std::optional<uint64_t> RadixTree::Impl::LowestScore(Tier tier) {
   const EvictionHeap* heap = PickHeap(tier);
   if (heap == nullptr) return std::nullopt;
   const Node& node = nodes[heap->top()];
-  return policy->Priority(node.words()[node.len - 1], node.end() - 1);
+  return policy->Score(node.words()[node.len - 1], node.end() - 1);
 }
 
 void RadixTree::Impl::Rename(SlotId from, SlotId to) {

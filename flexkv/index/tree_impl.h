@@ -96,7 +96,7 @@ struct RadixTree::Impl {
   EvictionHeap* PickHeap(Tier tier);
   uint32_t PickQueue(Tier tier);  // REQUIRES: the tier has an evictable leaf
   bool TopIsExact(EvictionHeap* heap, Tier tier, uint32_t queue);
-  std::optional<uint64_t> LowestPriority(Tier tier);
+  std::optional<uint64_t> LowestScore(Tier tier);
   SlotId EvictOne(Tier tier);
   void Rename(SlotId from, SlotId to);
   bool SubtreeInUse(SlotId slot) const;

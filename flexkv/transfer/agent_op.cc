@@ -7,10 +7,11 @@
 namespace flexkv::internal {
 
 ShardMap::ShardMap(const KvLayout& layout) : num_blocks(UINT32_MAX) {
-  for (const KvGroup& group : layout.groups) {
+  for (uint32_t index = 0; index < layout.groups.size(); ++index) {
+    const KvGroup& group = layout.groups[index];
     num_blocks = std::min(num_blocks, group.num_blocks);
     for (const LayerView& view : group.layers) {
-      layers.push_back({view, shard_bytes, view.block_bytes()});
+      layers.push_back({view, index, shard_bytes, view.block_bytes()});
       shard_bytes += view.block_bytes();
     }
   }

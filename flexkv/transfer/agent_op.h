@@ -18,6 +18,7 @@ namespace flexkv::internal {
 struct ShardMap {
   struct Layer {
     LayerView view;
+    uint32_t group = 0;
     uint64_t offset = 0;  // within the shard
     uint64_t bytes = 0;
   };

@@ -332,6 +332,12 @@ bool HostAgent::Busy() const {
   return daemon_halves_ > 0;
 }
 
+DeviceReport HostAgent::Report() const {
+  DeviceReport report;
+  report.device = "cpu";
+  return report;
+}
+
 AgentStats HostAgent::stats() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return stats_;

@@ -81,6 +81,13 @@ class HostAgent : public DeviceAgent {
   absl::Status SubmitEngineHalf(EngineHalf half) override;
   void SubmitDaemonHalf(DaemonHalf half) override;
   void StepDone() override;
+  void SetComputeStream(uint64_t /*stream*/) override {}
+  void StartLayerLoads(TimeNs /*wait_ns*/) override {}
+  void WaitForLayer(uint32_t /*layer*/) override {}
+  void SegmentMapped(SegmentId /*segment*/, std::span<std::byte> /*memory*/) override {}
+  void SegmentGone(SegmentId /*segment*/) override {}
+  void SetCopyOptions(const CopyOptions& /*options*/) override {}
+  DeviceReport Report() const override;
   void Revoke(OpKey key) override;
   void FenceBlocks(std::span<const uint32_t> block_ids) override;
   void TakeDaemonResults(std::vector<AgentResult>* results) override;

@@ -15,7 +15,14 @@ ALLOWED = {
     "flexkv/cache": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer"},
     "flexkv/trace": {"flexkv/base", "flexkv/index", "flexkv/storage", "flexkv/transfer", "flexkv/cache"},
     # The device agent is the one part of transfer that lives in the engine's process.
-    "flexkv/client": {"flexkv/base", "proto", "flexkv/transfer/device_agent.h", "flexkv/transfer/transfer_op.h"},
+    "flexkv/client": {
+        "flexkv/base",
+        "proto",
+        "flexkv/transfer/device_agent.h",
+        "flexkv/transfer/transfer_op.h",
+        "flexkv/transfer/cuda/cuda_agent.h",
+        "flexkv/transfer/cuda/cuda_library.h",
+    },
     "flexkv/server": {
         "flexkv/base",
         "flexkv/index",
@@ -33,6 +40,11 @@ ALLOWED = {
         "flexkv/trace",
         "flexkv/client",
         "flexkv/server",
+        "flexkv/transfer/device_agent.h",
+        # For `flexkv bench device`.
+        "flexkv/transfer/cuda/copy_route.h",
+        "flexkv/transfer/cuda/cuda_api.h",
+        "flexkv/transfer/cuda/cuda_library.h",
         "proto",
     },
     "connector": {"flexkv/base", "flexkv/client"},

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "flexkv/base/thread_setup.h"
+#include "flexkv/client/device_wire.h"
 
 namespace flexkv {
 namespace {
@@ -21,10 +22,12 @@ constexpr int kIdleMs = 100;
 
 }  // namespace
 
-Channel::Channel(SharedMapping region, SharedMapping doorbell, uint64_t boot_id)
+Channel::Channel(SharedMapping region, SharedMapping doorbell, uint64_t boot_id,
+                 const CopyOptions& copy)
     : region_(std::move(region)),
       doorbell_(std::move(doorbell)),
       boot_id_(boot_id),
+      copy_options_(copy),
       view_(region_.data()),
       producer_(&view_.header->requests, view_.request_slots, view_.request_payload),
       consumer_(&view_.header->completions, view_.completion_slots, view_.completion_payload) {}
@@ -183,8 +186,8 @@ bool DaemonLink::AttachOnce() {
   absl::StatusOr<SharedMapping> doorbell =
       SharedMapping::Map(reply->fds[1].get(), sizeof(shm::Bell));
   if (!region.ok() || !doorbell.ok()) return false;
-  auto channel =
-      std::make_shared<Channel>(*std::move(region), *std::move(doorbell), welcome.boot_id);
+  auto channel = std::make_shared<Channel>(*std::move(region), *std::move(doorbell),
+                                           welcome.boot_id, FromWire(welcome.device));
   socket_ = *std::move(socket);
   {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -16,6 +16,7 @@
 
 #include "flexkv/base/ids.h"
 #include "flexkv/base/unique_fd.h"
+#include "flexkv/transfer/device_agent.h"
 #include "proto/packet_socket.h"
 #include "proto/shm_layout.h"
 #include "proto/shm_ring.h"
@@ -26,9 +27,11 @@ namespace flexkv {
 // turned false (the memory stays mapped); nobody answers then.
 class Channel {
  public:
-  Channel(SharedMapping region, SharedMapping doorbell, uint64_t boot_id);
+  Channel(SharedMapping region, SharedMapping doorbell, uint64_t boot_id, const CopyOptions& copy);
 
   uint64_t boot_id() const { return boot_id_; }
+  // What the daemon's configuration says, in range.
+  const CopyOptions& copy_options() const { return copy_options_; }
   bool alive() const { return alive_.load(std::memory_order_acquire); }
   void MarkDead() { alive_.store(false, std::memory_order_release); }
 
@@ -51,6 +54,7 @@ class Channel {
   SharedMapping region_;
   SharedMapping doorbell_;
   uint64_t boot_id_;
+  CopyOptions copy_options_;
   shm::RegionView view_;
   shm::RingProducer producer_;
   shm::RingConsumer consumer_;

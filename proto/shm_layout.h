@@ -183,6 +183,10 @@ enum class PacketType : uint32_t {
 
 inline constexpr uint32_t kMaxHelloText = 256u << 10;
 
+enum HelloFlags : uint32_t {
+  kReplicated = 1,  // worker: every rank's shard of a block has the same bytes
+};
+
 struct Hello {
   uint32_t type = 0;     // PacketType::kHello
   uint32_t version = 0;  // kProtocolVersion
@@ -195,7 +199,7 @@ struct Hello {
   uint64_t shard_bytes = 0;  // worker: bytes of one block on this rank
   uint64_t pid = 0;          // checked against SO_PEERCRED
   uint32_t text_bytes = 0;   // scheduler: label '\0' fingerprint text; worker: layout descriptor
-  uint32_t reserved = 0;
+  uint32_t flags = 0;        // HelloFlags, no other bits; scheduler: 0
 };
 static_assert(sizeof(Hello) == 64);
 

@@ -64,6 +64,10 @@ absl::Status CacheManager::Impl::CheckSpec(const EngineSpec& spec) {
     return absl::InvalidArgumentError("a rank's block has no bytes");
   }
   if (spec.tokens_per_block == 0) return absl::InvalidArgumentError("tokens_per_block is 0");
+  const auto alike =
+      std::count(spec.shard_bytes.begin(), spec.shard_bytes.end(), spec.shard_bytes.front());
+  if (spec.replicated && static_cast<size_t>(alike) != spec.shard_bytes.size())
+    return absl::InvalidArgumentError("replicas of a block differ in size");
   if (engines.size() >= options.max_engines)
     return absl::ResourceExhaustedError("too many engines");
   return absl::OkStatus();
@@ -99,12 +103,15 @@ absl::StatusOr<ClassState*> CacheManager::Impl::ClassFor(const std::vector<uint6
 }
 
 Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* size_class) {
+  const auto replicas = static_cast<uint32_t>(spec.replicated ? spec.shard_bytes.size() : 0);
   NamespaceDigest digest{};
   if (ssd.enabled())
-    digest = DigestOfNamespace(spec.namespace_key, spec.tokens_per_block, spec.shard_bytes);
+    digest = DigestOfNamespace(spec.namespace_key, spec.tokens_per_block,
+                               size_class->store->shard_bytes(), replicas);
   for (const auto& ns : namespaces) {
     if (!ns->nameless && ns->size_class == size_class &&
-        ns->tokens_per_block == spec.tokens_per_block && ns->key == spec.namespace_key) {
+        ns->tokens_per_block == spec.tokens_per_block && ns->replicas == replicas &&
+        ns->key == spec.namespace_key) {
       return ns.get();
     }
     if (!ns->nameless || ns->size_class != size_class || ns->digest != digest) continue;
@@ -112,12 +119,14 @@ Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* 
     ns->key = spec.namespace_key;
     ns->label = spec.namespace_label;
     ns->tokens_per_block = spec.tokens_per_block;
+    ns->replicas = replicas;
     return ns.get();
   }
   auto made = std::make_unique<Namespace>();
   made->key = spec.namespace_key;
   made->label = spec.namespace_label;
   made->tokens_per_block = spec.tokens_per_block;
+  made->replicas = replicas;
   made->size_class = size_class;
   made->digest = digest;
   if (auto epoch = ssd.epochs.find(digest); epoch != ssd.epochs.end())
@@ -130,12 +139,14 @@ Namespace* CacheManager::Impl::NamespaceFor(const EngineSpec& spec, ClassState* 
 absl::StatusOr<EngineHandle> CacheManager::Impl::Attach(const EngineSpec& spec, TimeNs at) {
   Advance(at);
   if (absl::Status status = CheckSpec(spec); !status.ok()) return status;
-  absl::StatusOr<ClassState*> size_class = ClassFor(spec.shard_bytes);
+  absl::StatusOr<ClassState*> size_class =
+      spec.replicated ? ClassFor({spec.shard_bytes.front()}) : ClassFor(spec.shard_bytes);
   if (!size_class.ok()) return size_class.status();
   AdoptRecovered();  // where the budget was known only now
   auto engine = std::make_unique<Engine>();
   engine->handle = next_engine++;
   engine->world_size = static_cast<uint32_t>(spec.shard_bytes.size());
+  engine->replicated = spec.replicated;
   engine->size_class = *size_class;
   engine->ns = NamespaceFor(spec, *size_class);
   ++engine->size_class->engines;
@@ -380,7 +391,7 @@ bool CacheManager::SegmentsOf(EngineHandle engine, uint32_t rank, uint64_t* seen
   const SizeClass& store = *found->size_class->store;
   if (*seen == store.version()) return false;
   *seen = store.version();
-  store.SegmentsOf(rank, segments);
+  store.SegmentsOf(found->replicated ? 0 : rank, segments);
   return true;
 }
 

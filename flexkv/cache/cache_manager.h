@@ -80,6 +80,11 @@ struct EngineSpec {
   std::string namespace_label;        // what status shows (model name, short)
   std::vector<uint64_t> shard_bytes;  // per rank, each > 0; size = world size (1..256)
   uint32_t tokens_per_block = 0;
+  // Every rank's shard of a block has the same bytes (MLA under tensor parallelism), so one is
+  // stored, for all: a put is copied by one rank, a load by every rank from the same place. All
+  // `shard_bytes` are equal. Such an engine shares blocks only with replicated ones of as many
+  // ranks.
+  bool replicated = false;
 };
 
 struct LookupAnswer {
@@ -100,7 +105,8 @@ struct ManagerEvent {
   enum class Kind : uint8_t {
     kOpDone,     // to the scheduler: op ended on all ranks; ok/failed in blocks
     kRefuseOp,   // to every rank's agent (a refused daemon half) and nobody else: the op will not
-                 // run
+                 // run there. With a `spared_rank` that one runs it: the store of a replicated
+                 // engine.
     kResetDone,  // to whoever asked for the reset: `key` is its tag, `engine` 0 for ResetByLabel;
                  // `status` kFailed: memory is clear, a device would not note it (its old blocks
                  // may come back after a restart)
@@ -110,6 +116,8 @@ struct ManagerEvent {
   OpKey key = 0;
   Route route = Route::kDeviceToCpu;
   OpStatus status = OpStatus::kOk;
+  static constexpr uint32_t kNoRank = UINT32_MAX;
+  uint32_t spared_rank = kNoRank;  // of a kRefuseOp: this rank runs the op, the others do not
   uint32_t ok_blocks = 0;
   uint32_t failed_blocks = 0;
   uint32_t ssd_blocks = 0;  // of a load: read from an SSD for it
@@ -212,10 +220,11 @@ class CacheManager {
                     uint32_t first, uint32_t count, TimeNs now);
   // Offers blocks [first, first + count); `suffix` extends the chain as in Lookup, from position
   // `suffix_first`. Blocks already held are dropped; the rest are reserved as pending and an op per
-  // rank is submitted, engine_index counting from 0 at `first`. When nothing is accepted, or on an
+  // rank (replicated engines: on one rank, the others being refused theirs) is submitted,
+  // engine_index counting from 0 at `first`. When nothing is accepted, or on an
   // error, a kRefuseOp event follows (with the exceptions of Load). Errors are those of Lookup, and
-  // InvalidArgument for an empty range or one past the chain. A known `hint` stays with the request,
-  // as in Lookup.
+  // InvalidArgument for an empty range or one past the chain. A known `hint` stays with the
+  // request, as in Lookup.
   absl::StatusOr<PutAnswer> Put(EngineHandle engine, RequestKey request, OpKey key, uint32_t first,
                                 uint32_t count, uint32_t suffix_first,
                                 std::span<const BlockHash> suffix, TimeNs now,

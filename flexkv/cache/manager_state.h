@@ -42,6 +42,7 @@ struct Namespace {
   uint32_t engines = 0;
   uint32_t ops = 0;  // in flight, of any epoch
   uint32_t tokens_per_block = 0;
+  uint32_t replicas = 0;  // ranks that hold every block alike; 0: each has a shard of its own
   ClassState* size_class = nullptr;
   NamespaceDigest digest{};  // with an SSD tier
   uint32_t ssd_epoch = 1;    // what its blocks on disk carry
@@ -74,6 +75,7 @@ struct Request {
 struct Engine {
   EngineHandle handle = 0;
   uint32_t world_size = 0;
+  bool replicated = false;
   Namespace* ns = nullptr;
   ClassState* size_class = nullptr;
   uint64_t chain_blocks = 0;  // sum of all chains
@@ -86,7 +88,8 @@ struct Op {
   uint64_t id = 0;
   OpKey key = 0;
   EngineHandle engine = 0;
-  uint32_t world_size = 0;
+  uint32_t first_rank = 0, num_ranks = 0;  // who copies
+  bool replicated = false;                 // all of them to or from the one shard there is
   bool attached = true;  // false: the engine is gone, nothing of the op becomes ready
   Route route = Route::kDeviceToCpu;
   Namespace* ns = nullptr;
@@ -181,7 +184,7 @@ struct CacheManager::Impl {
 
   // --- ops.cc
   absl::Status CheckNewOp(Engine* engine, OpKey key);
-  void Refuse(Engine* engine, OpKey key, Route route);
+  void Refuse(Engine* engine, OpKey key, Route route, uint32_t spared_rank = ManagerEvent::kNoRank);
   void Prepare(Engine* engine, Op* op);
   absl::Status Launch(Engine* engine, std::unique_ptr<Op> op);
   void ReleaseSlots(Op* op, uint32_t begin, uint32_t end);

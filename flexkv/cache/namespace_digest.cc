@@ -14,13 +14,14 @@ void Append(uint64_t number, std::string* text) {
 }  // namespace
 
 NamespaceDigest DigestOfNamespace(std::string_view key, uint32_t tokens_per_block,
-                                  std::span<const uint64_t> shard_bytes) {
+                                  std::span<const uint64_t> shard_bytes, uint32_t replicas) {
   std::string text = "flexkv namespace 1";
   Append(key.size(), &text);
   text.append(key);
   Append(tokens_per_block, &text);
   Append(shard_bytes.size(), &text);
   for (uint64_t bytes : shard_bytes) Append(bytes, &text);
+  if (replicas > 0) Append(replicas, &text);
   NamespaceDigest digest;
   static_assert(sizeof(digest) == SHA256_DIGEST_LENGTH);
   SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest.data());

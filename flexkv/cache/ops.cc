@@ -28,23 +28,26 @@ absl::Status CacheManager::Impl::CheckNewOp(Engine* engine, OpKey key) {
   return absl::OkStatus();
 }
 
-void CacheManager::Impl::Refuse(Engine* engine, OpKey key, Route route) {
+void CacheManager::Impl::Refuse(Engine* engine, OpKey key, Route route, uint32_t spared_rank) {
   events.push_back(ManagerEvent{.kind = ManagerEvent::Kind::kRefuseOp,
                                 .engine = engine->handle,
                                 .key = key,
                                 .route = route,
-                                .status = OpStatus::kFailed});
+                                .status = OpStatus::kFailed,
+                                .spared_rank = spared_rank});
 }
 
-// Submits positions [begin, end) to all ranks; none of them is missing. On failure nothing is
-// changed.
+// Submits positions [begin, end) to the ranks that copy; none of them is missing. On failure
+// nothing is changed.
 absl::Status CacheManager::Impl::SubmitPart(Op* op, uint32_t begin, uint32_t end, bool more) {
   const SizeClass& store = *op->size_class->store;
   TransferGraph graph;
   graph.tag = next_tag;
-  graph.ops.resize(op->world_size);
-  for (uint32_t rank = 0; rank < op->world_size; ++rank) {
-    TransferOp& copy = graph.ops[rank];
+  graph.ops.resize(op->num_ranks);
+  for (uint32_t index = 0; index < op->num_ranks; ++index) {
+    TransferOp& copy = graph.ops[index];
+    const uint32_t rank = op->first_rank + index;
+    const uint32_t shard = op->replicated ? 0 : rank;
     copy.route = op->route;
     copy.engine = op->engine;
     copy.rank = rank;
@@ -53,14 +56,14 @@ absl::Status CacheManager::Impl::SubmitPart(Op* op, uint32_t begin, uint32_t end
     copy.more = more;
     copy.blocks.reserve(end - begin);
     for (uint32_t i = begin; i < end; ++i) {
-      copy.blocks.push_back(store.PlaceOf(op->slots[i], rank, op->first_engine_index + i));
+      copy.blocks.push_back(store.PlaceOf(op->slots[i], shard, op->first_engine_index + i));
     }
   }
   absl::StatusOr<GraphId> submitted = transfers->SubmitTransferGraph(std::move(graph));
   if (!submitted.ok()) return submitted.status();
   parts.emplace(
       next_tag++,
-      LaunchedPart{.op = op->id, .begin = begin, .end = end, .ranks_left = op->world_size});
+      LaunchedPart{.op = op->id, .begin = begin, .end = end, .ranks_left = op->num_ranks});
   ++op->sent_parts;
   ++op->open_parts;
   op->closed = !more;
@@ -71,7 +74,12 @@ absl::Status CacheManager::Impl::SubmitPart(Op* op, uint32_t begin, uint32_t end
 void CacheManager::Impl::Prepare(Engine* engine, Op* op) {
   op->id = next_op++;
   op->engine = engine->handle;
-  op->world_size = engine->world_size;
+  op->replicated = engine->replicated;
+  op->num_ranks = engine->world_size;
+  if (op->replicated && op->route == Route::kDeviceToCpu) {
+    op->first_rank = RankOfStore(op->key, engine->world_size);
+    op->num_ranks = 1;
+  }
   op->ns = engine->ns;
   op->ns_id = engine->ns->id;
   op->size_class = engine->size_class;
@@ -211,6 +219,8 @@ uint32_t CacheManager::Impl::LaunchPut(Request* request, OpKey key,
     store.Erase(first_slot);  // the rest hangs below it
     return 0;
   }
+  if (engine->replicated && engine->world_size > 1)
+    Refuse(engine, key, Route::kDeviceToCpu, RankOfStore(key, engine->world_size));
   return accepted;
 }
 

@@ -148,6 +148,12 @@ PutPlan PlanPut(const PutOffer& offer, const PutRoom& room) {
   return plan;
 }
 
+uint32_t RankOfStore(uint64_t key, uint32_t world_size) {
+  const uint64_t mixed =
+      (key * 0x9e3779b97f4a7c15ull) >> 32;  // the upper half depends on all of it
+  return static_cast<uint32_t>((mixed * world_size) >> 32);
+}
+
 bool RangeInLease(uint32_t first, uint32_t count, uint32_t leased) {
   return count > 0 && uint64_t{first} + count <= leased;
 }

@@ -68,6 +68,12 @@ struct PutPlan {
 };
 PutPlan PlanPut(const PutOffer& offer, const PutRoom& room);
 
+// Which rank copies a put down when all ranks hold the same bytes. By key, not always the first:
+// every GPU has a link of its own to the host, and the slowest rank sets the pace of all, so the
+// puts of an engine take turns. Mixed, since one counter numbers loads and puts: plain `key %
+// world_size` would meet the same ranks again and again when both alternate.
+uint32_t RankOfStore(uint64_t key, uint32_t world_size);
+
 // Whether blocks [first, first + count) lie inside a lease of `leased` blocks.
 bool RangeInLease(uint32_t first, uint32_t count, uint32_t leased);
 

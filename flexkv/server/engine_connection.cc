@@ -1,5 +1,6 @@
 #include "flexkv/server/engine_connection.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -70,12 +71,19 @@ absl::Status EngineConnection::OnWorkerReady(ClientConnection* worker, TimeNs no
   return absl::OkStatus();
 }
 
+bool EngineConnection::Replicated() const {
+  return std::any_of(workers_.begin(), workers_.end(), [](const ClientConnection* worker) {
+    return worker != nullptr && worker->hello().replicated;
+  });
+}
+
 EngineSpec EngineConnection::MakeSpec() const {
   EngineSpec spec;
+  spec.replicated = Replicated();
   spec.namespace_label = label_;
   spec.tokens_per_block = tokens_per_block_;
-  spec.namespace_key =
-      absl::StrCat("flexkv-namespace-1 world ", world_size_, " tokens ", tokens_per_block_, " ");
+  spec.namespace_key = absl::StrCat("flexkv-namespace-1 world ", world_size_, " tokens ",
+                                    tokens_per_block_, spec.replicated ? " replicated " : " ");
   AppendPart(scheduler_->hello().identity, &spec.namespace_key);
   for (const ClientConnection* worker : workers_) {
     spec.shard_bytes.push_back(worker->hello().shard_bytes);
@@ -88,10 +96,20 @@ EngineSpec EngineConnection::MakeSpec() const {
 absl::Status EngineConnection::CheckMembers() const {
   for (const ClientConnection* worker : workers_) {
     const ClientHello& hello = worker->hello();
-    if (hello.tokens_per_block == tokens_per_block_) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", hello.rank, " says ", hello.tokens_per_block,
-                     " tokens per block, the scheduler ", tokens_per_block_));
+    if (hello.tokens_per_block != tokens_per_block_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("rank ", hello.rank, " says ", hello.tokens_per_block,
+                       " tokens per block, the scheduler ", tokens_per_block_));
+    }
+    if (!Replicated()) continue;
+    const ClientHello& first = workers_[0]->hello();
+    if (!hello.replicated || !first.replicated) {
+      return absl::InvalidArgumentError("some ranks hold replicas of each other, others do not");
+    }
+    if (hello.shard_bytes != first.shard_bytes || hello.identity != first.identity) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("rank ", hello.rank, " is not a replica of rank 0: its layout differs"));
+    }
   }
   return absl::OkStatus();
 }
@@ -108,8 +126,9 @@ void EngineConnection::Attach(TimeNs now) {
   handle_ = *handle;
   attached_at_ = now;
   executor_->AddEngine(handle_, workers_);
-  spdlog::info("engine {} attached: {} rank(s), {} tokens and {} bytes per block", label_,
-               world_size_, tokens_per_block_, block_bytes());
+  spdlog::info("engine {} attached: {} rank(s){}, {} tokens and {} bytes per block", label_,
+               world_size_, Replicated() ? " that are replicas" : "", tokens_per_block_,
+               block_bytes());
   SendReady(1, shm::WireStatus::kOk, now);
 }
 
@@ -146,7 +165,9 @@ void EngineConnection::SendReady(uint32_t ready, shm::WireStatus status, TimeNs 
 uint64_t EngineConnection::block_bytes() const {
   uint64_t bytes = 0;
   for (const ClientConnection* worker : workers_) {
-    if (worker != nullptr) bytes += worker->hello().shard_bytes;
+    if (worker == nullptr) continue;
+    if (worker->hello().replicated) return worker->hello().shard_bytes;
+    bytes += worker->hello().shard_bytes;
   }
   return bytes;
 }
@@ -154,7 +175,7 @@ uint64_t EngineConnection::block_bytes() const {
 void EngineConnection::OnEvent(const ManagerEvent& event, TimeNs now) {
   now_ = now;
   if (event.kind == ManagerEvent::Kind::kRefuseOp) {
-    RefuseAtWorkers(event.key, event.route);
+    RefuseAtWorkers(event.key, event.route, event.spared_rank);
     return;
   }
   if (event.kind == ManagerEvent::Kind::kResetDone) {
@@ -181,8 +202,13 @@ void EngineConnection::ToScheduler(const shm::Message& message) {
 }
 
 void EngineConnection::RefuseAtWorkers(OpKey key, Route route) {
-  for (ClientConnection* worker : workers_) {
-    if (worker != nullptr) executor_->Refuse(worker, key, route);
+  RefuseAtWorkers(key, route, ManagerEvent::kNoRank);
+}
+
+void EngineConnection::RefuseAtWorkers(OpKey key, Route route, uint32_t spared_rank) {
+  for (uint32_t rank = 0; rank < world_size_; ++rank) {
+    if (workers_[rank] != nullptr && rank != spared_rank)
+      executor_->Refuse(workers_[rank], key, route);
   }
 }
 

@@ -39,7 +39,7 @@ class EngineConnection : public EngineSink {
   uint32_t world_size() const { return world_size_; }
   uint32_t tokens_per_block() const { return tokens_per_block_; }
   uint32_t present_workers() const { return present_workers_; }
-  uint64_t block_bytes() const;
+  uint64_t block_bytes() const;  // that are stored
   pid_t scheduler_pid() const { return scheduler_ == nullptr ? 0 : scheduler_->pid(); }
   const shm::EngineStatsBody& stats() const { return stats_; }
   TimeNs attached_at() const { return attached_at_; }
@@ -55,8 +55,10 @@ class EngineConnection : public EngineSink {
   bool Complete() const { return scheduler_ != nullptr && ready_workers_ == world_size_; }
   // InvalidArgument: the members' hellos contradict each other.
   absl::Status CheckMembers() const;
+  bool Replicated() const;  // as its ranks say; agreed upon when attached
   EngineSpec MakeSpec() const;
   void Attach(TimeNs now);
+  void RefuseAtWorkers(OpKey key, Route route, uint32_t spared_rank);
   void SendReady(uint32_t ready, shm::WireStatus status, TimeNs now);
 
   const EngineId id_;

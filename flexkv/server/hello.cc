@@ -26,8 +26,9 @@ absl::Status CheckNumbers(const shm::Hello& hello) {
   if (hello.engine_id[0] == 0 && hello.engine_id[1] == 0) {
     return absl::InvalidArgumentError("the engine id is zero");
   }
-  if (hello.reserved != 0) return absl::InvalidArgumentError("a reserved field is not zero");
   const bool worker = hello.role == static_cast<uint32_t>(shm::Role::kWorker);
+  if ((hello.flags & ~(worker ? shm::kReplicated : 0u)) != 0)
+    return absl::InvalidArgumentError("a reserved field is not zero");
   if (worker && (hello.shard_bytes == 0 || hello.shard_bytes >= kMaxShardBytes)) {
     return absl::InvalidArgumentError("a block's shard has no bytes, or 1 GiB or more");
   }
@@ -76,6 +77,7 @@ absl::StatusOr<ClientHello> ParseHello(std::span<const std::byte> packet) {
   result.world_size = hello.world_size;
   result.tokens_per_block = hello.tokens_per_block;
   result.shard_bytes = scheduler ? 0 : hello.shard_bytes;
+  result.replicated = (hello.flags & shm::kReplicated) != 0;
   result.pid = hello.pid;
   if (scheduler) {
     const size_t end = text.find('\0');

@@ -27,6 +27,7 @@ struct ClientHello {
   uint32_t world_size = 1;
   uint32_t tokens_per_block = 0;
   uint64_t shard_bytes = 0;  // workers
+  bool replicated = false;   // workers: all ranks' shards have the same bytes
   uint64_t pid = 0;          // as the client says
   std::string label;         // schedulers: printable ASCII without quotes, what status shows
   std::string identity;      // scheduler: fingerprint text; worker: layout descriptor

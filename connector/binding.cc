@@ -46,9 +46,11 @@ SchedulerOptions MakeSchedulerOptions(std::string socket_path, EngineId engine_i
 
 void OpenWorker(PyWorker& worker, std::string socket_path, EngineId engine_id, uint32_t rank,
                 uint32_t world_size, uint32_t load_timeout_ms, uint32_t tokens_per_block,
-                const std::vector<Tensor>& tensors, std::string descriptor, bool reduced) {
+                const std::vector<Tensor>& tensors, std::string descriptor, bool reduced,
+                bool replicated) {
   WorkerOptions options;
   options.reduced = reduced;
+  options.replicated = replicated;
   options.socket_path = std::move(socket_path);
   options.engine_id[0] = engine_id.first;
   options.engine_id[1] = engine_id.second;
@@ -111,7 +113,7 @@ void BindWorker(nb::module_& module) {
       .def("open", &OpenWorker, nb::kw_only(), nb::arg("socket_path"), nb::arg("engine_id"),
            nb::arg("rank"), nb::arg("world_size"), nb::arg("load_timeout_ms"),
            nb::arg("tokens_per_block"), nb::arg("tensors"), nb::arg("descriptor"),
-           nb::arg("reduced") = false)
+           nb::arg("reduced") = false, nb::arg("replicated") = false)
       .def("fence", &PyWorker::Fence, nb::arg("plan"))
       .def("bind", &PyWorker::Bind, nb::arg("plan"))
       .def("step_done", &PyWorker::StepDone)

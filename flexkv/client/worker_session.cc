@@ -393,6 +393,7 @@ absl::StatusOr<std::unique_ptr<WorkerSession>> WorkerSession::Open(const Options
   link.hello.engine_id[0] = options.engine_id[0];
   link.hello.engine_id[1] = options.engine_id[1];
   link.hello.shard_bytes = layout.shard_bytes();
+  link.hello.flags = options.replicated ? shm::kReplicated : 0;
   link.text = layout.descriptor;
   link.segments = &impl->segments;
   link.on_attached = [raw](const std::shared_ptr<Channel>& channel) { raw->OnAttached(channel); };

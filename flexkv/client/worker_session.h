@@ -31,6 +31,10 @@ struct WorkerOptions {
   uint32_t load_timeout_ms = 10000;  // in the reduced mode, for stores too
   bool reduced =
       false;  // plans come over the plan board, not through Fence and Bind (plan_board.h)
+  // Each rank's shard of a block has the same bytes (MLA under tensor parallelism): the daemon
+  // keeps one. All ranks say the same and have the same layout, else the engine never becomes
+  // ready.
+  bool replicated = false;
   DeviceAgent::Options agent;
 };
 

@@ -142,3 +142,85 @@ def test_engine_ids() -> None:
     assert same == identity.engine_id(config)
     config.instance_id = "fghij"  # the next start of an engine whose id a user has set
     assert identity.engine_id(config) != same
+
+
+def _replicas(spec: Any, *, replicas: int | None = 4, **changes: Any) -> bool:
+    """As vLLM sees an engine of four ranks with layers of this kind; `replicas` as it says itself."""
+    from vllm.v1.core.kv_cache_utils import kv_cache_groups_tp_replicas
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+
+    parallel = {"tensor_parallel_size": 4, "pipeline_parallel_size": 1, "decode_context_parallel_size": 1}
+    parallel |= {"prefill_context_parallel_size": 1, "world_size": 4}
+    cache = {"calculate_kv_scales": False}
+    for name, value in changes.items():
+        (cache if name in cache else parallel)[name] = value
+    groups = [
+        KVCacheGroupSpec([f"layer.{i}"], spec) for i, spec in enumerate(spec if isinstance(spec, list) else [spec])
+    ]
+    config = KVCacheConfig(num_blocks=10, kv_cache_tensors=[], kv_cache_groups=groups)
+    config.kv_tp_replicas = kv_cache_groups_tp_replicas(
+        groups, parallel["tensor_parallel_size"], parallel["decode_context_parallel_size"]
+    )
+    if replicas is not None:
+        assert config.kv_tp_replicas == replicas
+    vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(**parallel), cache_config=SimpleNamespace(**cache))
+    return identity.ranks_are_replicas(vllm_config, config)
+
+
+def _mla(**changes: Any) -> Any:
+    import torch
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+    facts: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 576, "dtype": torch.bfloat16}
+    return MLAAttentionSpec(**(facts | {"dcp_sharded": True, "max_tp_shards": 1} | changes))
+
+
+def _full(**changes: Any) -> Any:
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    facts: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 64, "dtype": torch.bfloat16}
+    return FullAttentionSpec(**(facts | changes))
+
+
+def test_mla_pages_are_the_same_on_all_ranks() -> None:
+    import torch
+
+    assert _replicas(_mla())
+    assert _replicas([_mla(), _mla(head_size=128)])
+    assert _replicas(_mla(dtype=torch.uint8, cache_dtype_str="fp8_ds_mla"))  # scales lie in the page, from its bytes
+
+
+def test_one_rank_has_no_replica() -> None:
+    assert not _replicas(_mla(), replicas=1, tensor_parallel_size=1, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "replicas"),
+    [
+        ({"pipeline_parallel_size": 2, "world_size": 8}, 4),
+        ({"world_size": 8}, 4),
+        ({"prefill_context_parallel_size": 2}, 4),
+        ({"decode_context_parallel_size": 2}, 1),
+        ({"calculate_kv_scales": True}, 4),
+    ],
+)
+def test_ranks_that_are_split_otherwise_are_no_replicas(changes: dict[str, Any], replicas: int) -> None:
+    assert not _replicas(_mla(), replicas=replicas, **changes)
+
+
+def test_other_pages_are_no_replicas() -> None:
+    from vllm.v1.kv_cache_interface import KVQuantMode
+
+    assert not _replicas(_full(), replicas=1)
+    assert not _replicas(_full(max_tp_shards=1), replicas=4)  # the same heads, which nobody has promised for ever
+    assert not _replicas([_mla(), _full()], replicas=1)
+    per_head = next(mode for mode in KVQuantMode if mode.is_per_token_head)
+    assert not _replicas(_mla(kv_quant_mode=per_head), replicas=4)
+
+
+def test_an_engine_that_says_nothing_has_no_replicas() -> None:
+    group = SimpleNamespace(kv_cache_spec=_mla(), layer_names=["layer.0"])
+    parallel = SimpleNamespace(tensor_parallel_size=4, pipeline_parallel_size=1, world_size=4)
+    config = SimpleNamespace(parallel_config=parallel, cache_config=SimpleNamespace())
+    assert not identity.ranks_are_replicas(config, SimpleNamespace(kv_cache_groups=[group]))

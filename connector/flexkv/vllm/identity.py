@@ -171,6 +171,41 @@ def fingerprint(vllm_config: Any, kv_cache_config: Any) -> tuple[str, list[str]]
     return json.dumps(facts, sort_keys=True, separators=(",", ":")), notes
 
 
+def _layer_specs(kv_cache_config: Any) -> list[Any]:
+    specs: list[Any] = []
+    for group in kv_cache_config.kv_cache_groups:
+        of_layers = getattr(group.kv_cache_spec, "kv_cache_specs", None)  # a group of several kinds, by layer
+        specs.extend(of_layers.values() if of_layers else [group.kv_cache_spec])
+    return specs
+
+
+def ranks_are_replicas(vllm_config: Any, kv_cache_config: Any) -> bool:
+    """Whether every rank of this engine holds the same bytes in every block, so that one copy serves all.
+
+    So it is where each rank computes and keeps the whole latent vector of MLA: under tensor parallelism alone. vLLM
+    says how many ranks hold identical KV (kv_tp_replicas, new in 0.32: the greatest number that holds for all layers).
+    That number is also the ranks' where grouped heads are replicated, and it knows nothing of scales, so more is asked:
+    only plain MLA pages, no scales of a rank's own (measured while running, or per token and head), and no other way
+    of splitting the model.
+    """
+    parallel = vllm_config.parallel_config
+    ranks = int(parallel.tensor_parallel_size)
+    if ranks < 2 or getattr(kv_cache_config, "kv_tp_replicas", 1) != ranks or parallel.world_size != ranks:
+        return False
+    split_otherwise = ("pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size")
+    if any(getattr(parallel, name, 1) > 1 for name in split_otherwise):
+        return False
+    if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
+        return False
+    specs = _layer_specs(kv_cache_config)
+    return bool(specs) and all(
+        type(spec).__name__ == "MLAAttentionSpec"
+        and getattr(spec, "tokens_per_state", 1) == 1
+        and not getattr(getattr(spec, "kv_quant_mode", None), "is_per_token_head", False)
+        for spec in specs
+    )
+
+
 def block_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
     """Tokens that one block hash stands for."""
     return int(getattr(kv_cache_config, "hash_block_size", None) or vllm_config.cache_config.block_size)

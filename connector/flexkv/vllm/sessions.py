@@ -87,6 +87,7 @@ def open_worker(
         tensors=found.tensors,
         descriptor=found.descriptor,
         reduced=reduced,
+        replicated=identity.ranks_are_replicas(vllm_config, kv_cache_config),
     )
 
 

@@ -18,8 +18,10 @@ using OpenFunction = Api* (*)(uint32_t api_version, int device, char* message,
 inline constexpr char kOpenSymbol[] = "flexkv_cuda_open";
 
 // `path`: the library; empty = $FLEXKV_CUDA_LIBRARY, else beside this code. The library stays
-// loaded for the life of the process. NotFound: there is none in this build; Unavailable: no driver
-// or no such device; FailedPrecondition: of another version.
+// loaded for the life of the process. What is named must be an absolute path to a file of root's or
+// ours that others cannot write. NotFound: there is none in this build; Unavailable: no driver or
+// no such device; FailedPrecondition: of another version; InvalidArgument, PermissionDenied: the
+// path.
 absl::StatusOr<std::unique_ptr<Api>> OpenLibrary(int device, const std::string& path = "");
 
 }  // namespace flexkv::cuda

@@ -40,6 +40,8 @@ class EngineMemory {
   bool Holds(uint32_t block, const BlockHash& hash) const;
   // Bytes that belong to no block were never written.
   bool PaddingIntact() const;
+  // All of the tensors' memory, for tests that mirror it on a device.
+  std::vector<std::vector<std::byte>>& allocations() { return allocations_; }
 
  private:
   // Calls visit(address, position in the shard) for each token of each head of K, then V, of each

@@ -9,7 +9,8 @@
 // The engine's compute stream is the order in which the engine's own work touches its KV tensors. A
 // ComputeMark stands for "all that had been enqueued there when it was taken"; HoldCompute makes
 // all that is enqueued later wait. Engines on CPU have no such stream: their work is over when the
-// call returns, every mark is 0 and HoldCompute says that the caller must wait by itself.
+// call returns and every mark is 0. The processor's chunks are over when Start returns, so there
+// HoldCompute has nothing to do and says true.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +25,10 @@
 namespace flexkv {
 
 using ComputeMark = uint64_t;  // ascending; 0: nothing to wait for
+// No mark could be taken (the engine was capturing a graph, or the device refused): a chunk after
+// it ends as failed, nothing copied. It is later than every mark, so the latest of several marks is
+// it when one of them is: nobody but a copier needs to know it.
+inline constexpr ComputeMark kNoMark = UINT64_MAX;
 using ChunkTicket = uint64_t;  // unique within one agent, ascending, never 0
 
 // Layers [first_layer, end_layer) of one block, in the packed order of the layout (all groups'
@@ -69,7 +74,8 @@ class ChunkCopier {
   // Agent thread. Appends the ends there are. Does not wait.
   virtual void Collect(std::vector<ChunkEnd>* ends) = 0;
   // Agent thread: how long Collect is not worth calling, from now; 0 when an end may be there. Only
-  // asked while chunks are under way.
+  // asked while chunks are under way. Before an end is asked for again that was due, some time
+  // passes, whatever this says.
   virtual TimeNs CollectAfter() const = 0;
 
   // Engine thread; may be called at every step. The stream is a cudaStream_t as a number; 0 in
@@ -78,8 +84,8 @@ class ChunkCopier {
   virtual void SetComputeStream(uint64_t stream) = 0;
   virtual ComputeMark Mark() = 0;
   // Engine thread. All that is enqueued on the compute stream from here on waits until these chunks
-  // (started, perhaps ended) have ended. False: this copier cannot; the caller waits for their
-  // ends.
+  // (Start has returned; perhaps ended, perhaps collected) have ended. False: that cannot be had
+  // now; the caller waits for their ends.
   virtual bool HoldCompute(std::span<const ChunkTicket> tickets) = 0;
 };
 

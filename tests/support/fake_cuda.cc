@@ -109,16 +109,16 @@ cuda::Error FakeCuda::Enter(const char* name) {
   ++calls_[""];
   if (unloading_) return Fail(Error::kUnloading, "driver shutting down");
   if (lost_) return Fail(Error::kSticky, "an illegal memory access was encountered");
-  for (auto it = failures_.begin(); it != failures_.end(); ++it) {
-    if (!it->name.empty() && it->name != name) continue;
-    if (--it->nth > 0) continue;
-    const Error error = it->error;
-    failures_.erase(it);
-    if (error == Error::kSticky) Lose();
-    if (error == Error::kUnloading) unloading_ = true;
-    return Fail(error, std::string(name) + " was told to fail");
+  Error error = Error::kOk;
+  for (Failure& failure : failures_) {
+    if (!failure.name.empty() && failure.name != name) continue;
+    if (--failure.nth == 0) error = failure.error;
   }
-  return Error::kOk;
+  std::erase_if(failures_, [](const Failure& failure) { return failure.nth == 0; });
+  if (error == Error::kOk) return error;
+  if (error == Error::kSticky) Lose();
+  if (error == Error::kUnloading) unloading_ = true;
+  return Fail(error, std::string(name) + " was told to fail");
 }
 
 // Calls that work on the thread's current device.
@@ -341,6 +341,7 @@ cuda::Error FakeCuda::QueryEvent(Event event) {
   EventState* state = FindEvent("QueryEvent", event);
   if (state == nullptr) return Error::kInvalid;
   if (Error error = Unsafe("QueryEvent"); error != Error::kOk) return error;
+  if (options_.step_on_query && !thread_.joinable()) StepOnce();
   if (state->record == nullptr || state->record->done) return Error::kOk;
   if (state->record->captured) {
     Violation("an event in a captured graph was queried");
@@ -369,21 +370,30 @@ cuda::Error FakeCuda::ElapsedNs(Event start, Event end, int64_t* ns) {
 
 // --- copies ---
 
-bool FakeCuda::Reachable(const void* memory, uint64_t bytes) const {
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
-  auto it = memory_.upper_bound(begin);
-  if (it == memory_.begin()) return false;
-  --it;
-  return begin + bytes <= it->first + it->second.bytes;
+bool FakeCuda::Reachable(const void* memory, uint64_t bytes, bool across) const {
+  uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t end = begin + bytes;
+  while (true) {
+    auto it = memory_.upper_bound(begin);
+    if (it == memory_.begin()) return false;
+    --it;
+    const uintptr_t known_end = it->first + it->second.bytes;
+    if (end <= known_end) return true;
+    if (!across || begin >= known_end) return false;
+    begin = known_end;
+  }
 }
 
-// Two registrations that adjoin are two memories: the copy engine's call refuses what lies across.
-bool FakeCuda::CheckCopy(const char* name, const Copy& copy) {
+// Two registrations that adjoin are two memories: the copy engine's call refuses what lies across,
+// as the driver does (sgl-project/sglang#36798 met it); a kernel sees one address space.
+bool FakeCuda::CheckCopy(const char* name, const Copy& copy, OpKind kind) {
+  const bool across = kind == OpKind::kKernelCopies;
   for (const void* side :
        {static_cast<const void*>(copy.target), static_cast<const void*>(copy.source)}) {
-    if (Reachable(side, copy.bytes)) continue;
+    if (Reachable(side, copy.bytes, across)) continue;
     Violation(std::string(name) + ": [" + Hex(side) + ", +" + std::to_string(copy.bytes) +
-              ") is neither memory of the device nor registered as one piece");
+              (Reachable(side, copy.bytes, true) ? ") lies across two registrations"
+                                                 : ") is neither on the device nor registered"));
     return false;
   }
   return true;
@@ -404,7 +414,7 @@ cuda::Error FakeCuda::CopyBatch(void* const* targets, const void* const* sources
     const Copy copy{static_cast<std::byte*>(targets[i]), static_cast<const std::byte*>(sources[i]),
                     sizes[i]};
     if (copy.bytes == 0) return Fail(Error::kInvalid, "a copy of no bytes");
-    if (!CheckCopy("CopyBatch", copy)) return Fail(Error::kInvalid, "invalid argument");
+    if (!CheckCopy("CopyBatch", copy, op.kind)) return Fail(Error::kInvalid, "invalid argument");
     if (failure == Error::kOk || rng_.OneIn(2)) op.copies.push_back(copy);
   }
   if (!op.copies.empty()) state->ops.push_back(std::move(op));
@@ -436,7 +446,7 @@ cuda::Error FakeCuda::CopyKernel(const cuda::CopyItem* items, size_t count, int 
     const Copy copy{static_cast<std::byte*>(item.target),
                     static_cast<const std::byte*>(item.source), item.bytes};
     if (copy.bytes == 0) continue;
-    if (!CheckCopy("CopyKernel", copy)) return Fail(Error::kInvalid, "invalid argument");
+    if (!CheckCopy("CopyKernel", copy, op.kind)) return Fail(Error::kInvalid, "invalid argument");
     op.copies.push_back(copy);
   }
   state->ops.push_back(std::move(op));
@@ -495,6 +505,11 @@ std::vector<std::string> FakeCuda::violations() {
 std::string FakeCuda::FirstViolation() {
   Lock lock(mutex_);
   return violations_.empty() ? "" : violations_.front();
+}
+
+void FakeCuda::ClearViolations() {
+  Lock lock(mutex_);
+  violations_.clear();
 }
 
 uint64_t FakeCuda::calls(const std::string& name) {

@@ -42,6 +42,7 @@ class FakeCuda final : public cuda::Api {
   struct Options {
     uint64_t seed = 1;
     bool kernels_read_host = true;
+    bool step_on_query = false;  // stepped: QueryEvent goes on by one step before it looks
     uint64_t lockable_bytes = UINT64_MAX;  // more of registered memory is kNotPermitted
   };
   explicit FakeCuda(const Options& options);
@@ -115,7 +116,8 @@ class FakeCuda final : public cuda::Api {
 
   // --- what happened ---
   std::vector<std::string> violations();
-  std::string FirstViolation();             // "" when there is none
+  std::string FirstViolation();  // "" when there is none
+  void ClearViolations();
   uint64_t calls(const std::string& name);  // "" counts all
   uint64_t registered_bytes();
   uint64_t open_handles();  // streams (not the engine's), events, allocations and registrations
@@ -185,8 +187,9 @@ class FakeCuda final : public cuda::Api {
   EventState* FindEvent(const char* name, Event event);
   // The stream of a copy: not the engine's, not capturing.
   StreamState* CopyStream(const char* name, Stream stream);
-  bool Reachable(const void* memory, uint64_t bytes) const;
-  bool CheckCopy(const char* name, const Copy& copy);
+  // Known memory. `across`: more than one piece of it may be touched.
+  bool Reachable(const void* memory, uint64_t bytes, bool across = false) const;
+  bool CheckCopy(const char* name, const Copy& copy, OpKind kind);
   bool InUse(const void* memory, uint64_t bytes) const;
   Error Release(const char* name, void* memory, MemoryKind kind);
   Error Allocate(MemoryKind kind, size_t bytes, void** memory);

@@ -62,6 +62,7 @@ cuda::Error FakeCuda::UnregisterHost(void* memory) {
 
 cuda::Error FakeCuda::Allocate(MemoryKind kind, size_t bytes, void** memory) {
   if (memory == nullptr || bytes == 0) return Fail(Error::kInvalid, "invalid argument");
+  if (bytes >> 40 != 0) return Fail(Error::kNoMemory, "out of memory");
   Memory made{.kind = kind, .bytes = bytes, .owned = std::make_unique<std::byte[]>(bytes)};
   std::memset(made.owned.get(), 0xCD, bytes);
   *memory = made.owned.get();

@@ -159,7 +159,7 @@ void FakeCuda::Advance(StreamState* stream) {
 
 void FakeCuda::BeginCopies(const Op& op) {
   for (const Copy& copy : op.copies) {
-    if (CheckCopy("a copy that begins", copy)) {
+    if (CheckCopy("a copy that begins", copy, op.kind)) {
       std::memset(copy.target, static_cast<int>(kScribble), copy.bytes);
     }
   }
@@ -167,7 +167,9 @@ void FakeCuda::BeginCopies(const Op& op) {
 
 // A few of them, any.
 void FakeCuda::EndCopies(Op* op) {
-  if (op->kind == OpKind::kKernelCopies) {
+  // The list is looked at when the first and when the last copies end.
+  if (op->kind == OpKind::kKernelCopies &&
+      (op->copies.size() <= 8 || op->copies.size() == op->listed.size())) {
     const uint64_t bytes = op->listed.size() * sizeof(cuda::CopyItem);
     if (!Reachable(op->items, bytes)) {
       Violation("a kernel's list of copies was freed while the kernel ran");
@@ -179,7 +181,7 @@ void FakeCuda::EndCopies(Op* op) {
     std::swap(op->copies[rng_.Below(op->copies.size())], op->copies.back());
     const Copy copy = op->copies.back();
     op->copies.pop_back();
-    if (!CheckCopy("a copy that ends", copy)) continue;
+    if (!CheckCopy("a copy that ends", copy, op->kind)) continue;
     std::memmove(copy.target, copy.source, copy.bytes);
     now_ns_ += static_cast<int64_t>(copy.bytes / 50);
     copied_bytes_ += copy.bytes;
@@ -192,7 +194,7 @@ cuda::Error FakeCuda::Lose() {
   for (auto& [handle, stream] : streams_) {
     for (Op& op : stream->ops) {
       for (const Copy& copy : op.copies) {
-        if (op.began && Reachable(copy.target, copy.bytes)) {
+        if (op.began && Reachable(copy.target, copy.bytes, true)) {
           std::memset(copy.target, static_cast<int>(kScribble), copy.bytes);
         }
       }

@@ -11,7 +11,8 @@ namespace flexkv {
 void RulesDevice::Delay(cuda::Stream stream) {
   constexpr size_t kBytes = size_t{64} << 20;
   cuda::Api& cuda = api();
-  if (delay_memory_ == nullptr && !cuda::Ok(cuda.AllocateDevice(2 * kBytes, &delay_memory_))) return;
+  if (delay_memory_ == nullptr && !cuda::Ok(cuda.AllocateDevice(2 * kBytes, &delay_memory_)))
+    return;
   for (int i = 0; i < 16; ++i) {
     void* const target = static_cast<std::byte*>(delay_memory_) + kBytes;
     const void* const source = delay_memory_;

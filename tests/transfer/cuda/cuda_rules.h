@@ -46,7 +46,7 @@ class RuleLab {
   cuda::Stream Stream(int priority = 0);
   cuda::Event Event(bool timed = false);
   std::byte* Device(size_t bytes);
-  std::byte* Host(size_t bytes);      // registered
+  std::byte* Host(size_t bytes);          // registered
   std::byte* Unregistered(size_t bytes);  // on pages of its own
 
   void Copy(void* target, const void* source, size_t bytes, cuda::Stream stream);

@@ -148,8 +148,8 @@ void TryAlignments(RuleLab* lab, size_t size, bool to_device) {
 std::string KernelCopiesAnyAlignment(RulesDevice& device) {
   RuleLab probe(device);
   if (!KernelsReadHost(&probe)) return "skip: kernels do not read registered memory here";
-  std::vector<size_t> sizes = {100, 127, 128, 129, 255, 256, 257, 511, 512, 1000, 1023, 1024, 1025,
-                               2047, 2048, 3000, 4095, 4096, 4097};
+  std::vector<size_t> sizes = {100,  127,  128,  129,  255,  256,  257,  511,  512, 1000,
+                               1023, 1024, 1025, 2047, 2048, 3000, 4095, 4096, 4097};
   for (size_t size = 1; size <= 66; ++size) sizes.push_back(size);
   for (size_t size : sizes) {
     for (bool to_device : {true, false}) {
@@ -204,7 +204,7 @@ std::string KernelEqualsEngine(RulesDevice& device) {
 std::string KernelTakesManyItems(RulesDevice& device) {
   RuleLab lab(device);
   if (!KernelsReadHost(&lab)) return "skip: kernels do not read registered memory here";
-  constexpr size_t kItems = 50'000, kSize = 24, kBytes = kItems * kSize;
+  constexpr size_t kItems = 20'000, kSize = 24, kBytes = kItems * kSize;
   std::byte *a = lab.Device(kBytes), *in = lab.Host(kBytes), *out = lab.Host(kBytes);
   const cuda::Stream stream = lab.Stream();
   if (!lab.fine()) return lab.complaint();
@@ -233,8 +233,13 @@ std::string KernelTakesUnevenItems(RulesDevice& device) {
   const cuda::Stream stream = lab.Stream();
   if (!lab.fine()) return lab.complaint();
   lab.Fill(in, kBytes, 6);
-  Kernel(&lab, {{a, in, 1}, {a, in, 0}, {a + 1, in + 1, kBytes - 3}, {a, in, 0},
-                {a + kBytes - 2, in + kBytes - 2, 2}}, stream);
+  Kernel(&lab,
+         {{a, in, 1},
+          {a, in, 0},
+          {a + 1, in + 1, kBytes - 3},
+          {a, in, 0},
+          {a + kBytes - 2, in + kBytes - 2, 2}},
+         stream);
   Kernel(&lab, {{out, a, kBytes}}, stream, 2);
   lab.Sync(stream);
   lab.Expect(lab.Holds(out, kBytes, 6), "wrong bytes");

@@ -6,15 +6,32 @@
 
 namespace flexkv::internal {
 
-ShardMap::ShardMap(const KvLayout& layout) : num_blocks(UINT32_MAX) {
+ShardMap::ShardMap(const KvLayout& layout) {
   for (uint32_t index = 0; index < layout.groups.size(); ++index) {
     const KvGroup& group = layout.groups[index];
-    num_blocks = std::min(num_blocks, group.num_blocks);
+    group_blocks.push_back(group.num_blocks);
     for (const LayerView& view : group.layers) {
+      largest_layer_bytes = std::max(largest_layer_bytes, view.block_bytes());
       layers.push_back({view, index, shard_bytes, view.block_bytes()});
       shard_bytes += view.block_bytes();
     }
   }
+}
+
+void AgentOp::AppendIds(uint32_t at, std::vector<uint32_t>* ids) const {
+  for (size_t id = places[at].engine_index; id < block_ids.size(); id += num_blocks) {
+    ids->push_back(block_ids[id]);
+  }
+}
+
+void AgentOp::SetBlocks(std::vector<uint32_t> ids, uint32_t num_groups) {
+  has_engine = true;
+  block_ids = std::move(ids);
+  num_blocks = static_cast<uint32_t>(block_ids.size() / num_groups);
+}
+
+bool AgentOp::IsWhole() const {
+  return has_part && part == 0 && on_last_part() && places.size() == num_blocks;
 }
 
 void AgentOp::TakePart(DaemonHalf half) {
@@ -27,9 +44,9 @@ void AgentOp::LeavePart(const AgentResult& result) {
   earlier_failed |= result.status != OpStatus::kOk;
   earlier_bytes += bytes;
   earlier_copy_ns += copy_ns;
-  arrived.resize(block_ids.size());
+  arrived.resize(num_blocks);
   NoteArrived(result, &arrived);
-  has_part = usable = prepared = flip_byte = false;
+  has_part = usable = prepared = false;
   places.clear();
   failed.clear();
   shards.clear();
@@ -40,7 +57,7 @@ void AgentOp::LeavePart(const AgentResult& result) {
 
 bool AgentOp::NameBlocks() {
   bool good = true;
-  named.resize(block_ids.size());
+  named.resize(num_blocks);
   for (const ArenaPlace& named_place : places) {
     const uint32_t index = named_place.engine_index;
     if (index >= named.size()) {
@@ -80,18 +97,20 @@ void AgentOp::TakeChunk(const ShardMap& map, uint64_t chunk_bytes, std::vector<P
 uint32_t AgentOp::DropFenced(const std::vector<bool>& fenced) {
   uint32_t count = 0;
   const auto drop = [&](uint32_t index) {
-    if (!fenced[block_ids[index]] || (!dropped.empty() && dropped[index])) return;
-    if (dropped.empty()) dropped.resize(block_ids.size());
+    bool hit = false;
+    for (size_t id = index; id < block_ids.size(); id += num_blocks) hit |= fenced[block_ids[id]];
+    if (!hit || (!dropped.empty() && dropped[index])) return;
+    if (dropped.empty()) dropped.resize(num_blocks);
     dropped[index] = true;
     ++count;
   };
   if (has_daemon) {
     for (size_t at = position; at < places.size(); ++at) {
       // The agent checks indexes before it copies; until then they are what the daemon said.
-      if (places[at].engine_index < block_ids.size()) drop(places[at].engine_index);
+      if (places[at].engine_index < num_blocks) drop(places[at].engine_index);
     }
   } else {
-    for (uint32_t index = 0; index < block_ids.size(); ++index) drop(index);
+    for (uint32_t index = 0; index < num_blocks; ++index) drop(index);
   }
   return count;
 }
@@ -106,6 +125,9 @@ AgentResult AgentOp::DaemonResult() const {
   for (size_t at = position; at < places.size(); ++at) {
     result.failed.push_back(static_cast<uint32_t>(at));
   }
+  // A block in several chunks may have failed in each.
+  std::sort(result.failed.begin(), result.failed.end());
+  result.failed.erase(std::unique(result.failed.begin(), result.failed.end()), result.failed.end());
   // An empty part closes an op: nothing in it can fail, but it may never have run.
   const bool closed_it = part > 0 && places.empty() && usable && !cancelled;
   if (result.failed.size() == places.size() && !closed_it) {
@@ -134,10 +156,10 @@ AgentResult AgentOp::EngineResult() const {
                      .bytes = earlier_bytes + bytes,
                      .copy_ns = earlier_copy_ns + copy_ns};
   std::vector<bool> good = arrived;
-  good.resize(block_ids.size());
+  good.resize(num_blocks);
   if (has_part) NoteArrived(DaemonResult(), &good);
-  for (size_t index = 0; index < block_ids.size(); ++index) {
-    if (!good[index]) result.failed_engine_blocks.push_back(block_ids[index]);
+  for (size_t id = 0; id < block_ids.size(); ++id) {
+    if (!good[id % num_blocks]) result.failed_engine_blocks.push_back(block_ids[id]);
   }
   const size_t missing = result.failed_engine_blocks.size();
   result.status = missing == 0                  ? OpStatus::kOk

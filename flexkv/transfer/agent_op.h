@@ -1,5 +1,5 @@
 // One op inside a device agent: its two halves, how far it is, and how it ended. Plain state; the
-// agent's mutex guards it but for what is marked as the thread's own.
+// agent's mutex guards it but for what is marked as a thread's own.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "flexkv/base/clock.h"
 #include "flexkv/base/ids.h"
 #include "flexkv/base/kv_layout.h"
+#include "flexkv/transfer/chunk_copier.h"
 #include "flexkv/transfer/device_agent.h"
 #include "flexkv/transfer/transfer_op.h"
 
@@ -23,10 +24,12 @@ struct ShardMap {
     uint64_t bytes = 0;
   };
   std::vector<Layer> layers;
+  std::vector<uint32_t> group_blocks;  // by group: its GPU block ids are below it
   uint64_t shard_bytes = 0;
-  uint32_t num_blocks = 0;  // the least of all groups: an id below it is valid in each
+  uint64_t largest_layer_bytes = 0;
 
   explicit ShardMap(const KvLayout& layout);
+  uint32_t num_groups() const { return static_cast<uint32_t>(group_blocks.size()); }
 };
 
 // Layers of a block that one chunk copies.
@@ -49,10 +52,17 @@ struct AgentOp {
   TimeNs since = 0;         // arrival of the first half
   uint64_t step = 0;        // stores: runnable once this many steps and one more are done
 
-  std::vector<uint32_t> block_ids;  // engine half; fixed once there
-  std::vector<bool> dropped;        // stores: fenced, by position in block_ids
-  bool cancelled = false;           // ends at the next chunk boundary
-  bool engine_hears = true;         // false once revoked
+  // The engine half; fixed once there.
+  std::vector<uint32_t> block_ids;  // of group 0, then of group 1, ...
+  uint32_t num_blocks = 0;          // in each group
+  bool layerwise = false;
+  ComputeMark mark = 0;  // loads: taken when the half was submitted
+
+  std::vector<bool> dropped;  // stores: fenced, by engine index
+  uint32_t pins = 0;          // chunks under way, and one while the op is being checked
+  bool cancelled = false;     // no further chunk; ends with its last pin
+  bool engine_hears = true;   // false once revoked
+  bool layers_begun = false;  // the engine was told that it may compute
 
   uint32_t next_part = 0;       // the number the next part must have
   std::list<DaemonHalf> later;  // parts behind the present one
@@ -61,9 +71,9 @@ struct AgentOp {
   uint32_t part = 0;
   std::vector<ArenaPlace> places;  // fixed
   bool usable = false;             // checked, nothing wrong
-  uint32_t position = 0;           // blocks before it are copied, failed or in the running chunk
+  uint32_t position = 0;           // blocks before it are copied, failed or in a chunk under way
   uint32_t layer = 0;              // layers of block `position` before it likewise
-  std::vector<uint32_t> failed;    // positions, ascending
+  std::vector<uint32_t> failed;    // positions, in any order, perhaps more than once
   uint64_t bytes = 0;
   TimeNs copy_ns = 0;
 
@@ -72,10 +82,9 @@ struct AgentOp {
   uint64_t earlier_bytes = 0;
   TimeNs earlier_copy_ns = 0;
 
-  bool prepared = false;  // the thread's own from here on, while it runs the op
-  bool flip_byte = false;
+  bool prepared = false;           // the checking thread's own from here on, while it checks the op
   std::vector<std::byte*> shards;  // by position
-  std::vector<bool> named;         // by position in block_ids: by the present part or one before it
+  std::vector<bool> named;         // by engine index: by the present part or one before it
   std::vector<bool> arrived;       // likewise: copied by one before it, and named by no other
 
   std::list<AgentOp*>* queue = nullptr;  // the one list the op is in
@@ -84,14 +93,19 @@ struct AgentOp {
   bool is_load() const { return route == Route::kCpuToDevice; }
   bool done() const { return position == places.size(); }
   bool on_last_part() const { return closed && later.empty(); }
-  uint32_t BlockAt(uint32_t at) const { return block_ids[places[at].engine_index]; }
+  // The ids of the block at a position of the present part: one of each group.
+  void AppendIds(uint32_t at, std::vector<uint32_t>* ids) const;
 
+  void SetBlocks(std::vector<uint32_t> ids, uint32_t num_groups);
   // Makes `half` the present part.
   void TakePart(DaemonHalf half);
   // Sums up the present part, which ended with `result`: there is none now.
   void LeavePart(const AgentResult& result);
   // Notes which blocks the present part names. False when one is out of range or was named before.
   bool NameBlocks();
+
+  // A single part that brings every block of the engine half.
+  bool IsWhole() const;
 
   // Takes the next at most `chunk_bytes` (at least one layer) out of the part and skips dropped
   // blocks. Blocks are split only when one alone is more than a chunk. Empty when nothing is left.

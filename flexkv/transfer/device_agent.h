@@ -34,12 +34,18 @@
 //   whose next part does not come waits until it is revoked.
 // - Loads run before stores, but a store gets one chunk for every eight of loads. Work is done in
 //   chunks of at most `chunk_bytes`, or of one layer of one block where that alone is more.
-// - All methods may be called from any thread but those marked "engine thread"; none waits for a
-//   copy but Revoke and FenceBlocks (and, on CPU, WaitForLayer), as said above.
+// - All methods may be called from any thread but those marked "engine thread"; with a compute
+//   stream SubmitEngineHalf, StepDone, Revoke and FenceBlocks are the engine thread's too. None
+//   waits for a copy but Revoke and FenceBlocks (and, on CPU, WaitForLayer), as said above.
 // - With a compute stream nothing waits on the processor: Revoke and FenceBlocks wait until a chunk
 //   that is being handed to the device has been, and then make the compute stream wait for it. "No
 //   copy touches engine memory" means: from the compute stream's point of view. Copies wait for the
 //   compute stream as it was when their engine half was submitted (loads) or at StepDone (stores).
+//   Chunks of several ops are under way at a time; the daemon hears of an op when the last of its
+//   own has ended, also when it was revoked.
+// - A layer-wise load comes in one part that brings every block. It is the engine's from
+//   StartLayerLoads on: a change of the boot id ends it before that call and not after it.
+//   One that failed has failed with all its blocks.
 //
 // The agents for host memory and for GPUs are one class (agent_core.h) over two chunk copiers.
 #pragma once
@@ -60,7 +66,8 @@
 
 namespace flexkv {
 
-// Maps arena segments. Called on the agent's thread.
+// Maps arena segments. Called on the agent's thread and, in StartLayerLoads, on the engine's; both
+// at the same time.
 class SegmentMapper {
  public:
   virtual ~SegmentMapper() = default;

@@ -18,13 +18,15 @@ ClientConnection::ClientConnection(NewClient client)
       requests_(&view_.header->requests, view_.request_slots, view_.request_payload),
       completions_(&view_.header->completions, view_.completion_slots, view_.completion_payload) {}
 
-absl::Status ClientConnection::SendWelcome(uint64_t boot_id, int doorbell_fd) {
+absl::Status ClientConnection::SendWelcome(uint64_t boot_id, int doorbell_fd,
+                                           const shm::DeviceOptionsBody& device) {
   shm::Welcome welcome;
   welcome.type = static_cast<uint32_t>(shm::PacketType::kWelcome);
   welcome.version = shm::kProtocolVersion;
   welcome.boot_id = boot_id;
   welcome.client_id = id();
   welcome.region_bytes = shm::kRegionBytes;
+  welcome.device = device;
   const int fds[2] = {region_fd_.get(), doorbell_fd};
   absl::Status status = SendPacket(shm::AsBytes(welcome), fds);
   region_fd_.Reset();

@@ -28,7 +28,7 @@ class ClientConnection {
   bool is_worker() const { return hello_.role == shm::Role::kWorker; }
 
   // Answers the hello; hands the rings over. Closes the daemon's descriptor of the region.
-  absl::Status SendWelcome(uint64_t boot_id, int doorbell_fd);
+  absl::Status SendWelcome(uint64_t boot_id, int doorbell_fd, const shm::DeviceOptionsBody& device);
   absl::Status SendPacket(std::span<const std::byte> bytes, std::span<const int> fds);
   // The peer reads end-of-file from now on; its own packets still arrive.
   void CloseSending();

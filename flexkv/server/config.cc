@@ -1,6 +1,7 @@
 // A table of keys: each has a name and a function that checks a JSON value and stores it.
-// Everything the reader knows about a key stands in its row; the SSD tier's rows are in
-// config_ssd_keys.cc, keys of parts that this build lacks stand in a table of their own.
+// Everything the reader knows about a key stands in its row; rows of the SSD tier, the
+// trace and the devices are in config_*_keys.cc, keys of parts that this build lacks stand in a
+// table of their own.
 #include "flexkv/server/config.h"
 
 #include <sys/stat.h>
@@ -17,6 +18,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/units.h"
+#include "flexkv/server/config_device_keys.h"
 #include "flexkv/server/config_read.h"
 #include "flexkv/server/config_ssd_keys.h"
 #include "flexkv/server/config_trace_keys.h"
@@ -165,9 +167,8 @@ const std::array<Key, 21> kKeys = {{
 
 // Keys that other builds know. Their "off" values are accepted, so that one file serves several
 // builds.
-constexpr std::array<const char*, 7> kOtherBuilds = {
-    "enable_remote",       "num_remote_blocks", "remote_cache_bytes", "use_ce_transfer_h2d",
-    "use_ce_transfer_d2h", "transfer_sms_h2d",  "transfer_sms_d2h"};
+constexpr std::array<const char*, 3> kOtherBuilds = {"enable_remote", "num_remote_blocks",
+                                                     "remote_cache_bytes"};
 
 bool IsOff(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -180,6 +181,7 @@ absl::Status UnknownKey(const std::string& name) {
   for (const Key& key : kKeys) known.emplace_back(key.name);
   for (const SsdKey& key : SsdKeys()) known.emplace_back(key.name);
   for (const TraceKey& key : TraceKeys()) known.emplace_back(key.name);
+  for (const DeviceKey& key : DeviceKeys()) known.emplace_back(key.name);
   const std::string nearest = NearestName(name, known);
   return absl::InvalidArgumentError(
       nearest.empty() ? "unknown key" : absl::StrCat("unknown key; did you mean ", nearest, "?"));
@@ -197,6 +199,10 @@ absl::Status ReadKey(const std::string& name, const Json& value, const ConfigCon
   for (const TraceKey& key : TraceKeys()) {
     if (name != key.name) continue;
     return value.is_null() ? absl::OkStatus() : key.read(value, &config->trace);
+  }
+  for (const DeviceKey& key : DeviceKeys()) {
+    if (name != key.name) continue;
+    return value.is_null() ? absl::OkStatus() : key.read(value, &config->copy);
   }
   for (const char* other : kOtherBuilds) {
     if (name != other) continue;
@@ -306,6 +312,7 @@ std::string ConfigToJson(const DaemonConfig& config) {
   json["numa_node"] = config.numa_node;
   SsdToJson(config.ssd, &json);
   TraceToJson(config.trace, &json);
+  DeviceToJson(config.copy, &json);
   json["eviction_policy"] = config.eviction_policy;
   json["eviction_objective"] = ObjectiveName(config.eviction_objective);
   json["evict_ratio"] = config.evict_ratio;

@@ -13,6 +13,7 @@
 #include "flexkv/index/policies.h"
 #include "flexkv/server/config_ssd.h"
 #include "flexkv/server/config_trace.h"
+#include "flexkv/transfer/device_agent.h"
 
 namespace flexkv {
 
@@ -29,6 +30,7 @@ struct DaemonConfig {
 
   SsdConfig ssd;
   TraceConfig trace;
+  CopyOptions copy;  // between GPU and arena; told to workers when they attach
 
   // Policy.
   std::string eviction_policy{kDefaultPolicy};

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "flexkv/server/device_report.h"
 #include "flexkv/server/log.h"
 #include "proto/packet_socket.h"
 #include "spdlog/spdlog.h"
@@ -157,10 +158,19 @@ absl::Status ControlLoop::HandleWorkerMessage(ClientConnection* client) {
       if (!payload_.empty()) return absl::InvalidArgumentError("a worker's ready has a payload");
       return client->engine == nullptr ? absl::OkStatus()
                                        : client->engine->OnWorkerReady(client, now_);
+    case shm::MessageType::kDeviceReport:
+      return HandleDeviceReport(client);
     default:
       return absl::InvalidArgumentError(
           absl::StrCat("message type ", message_.type, " is not a worker's"));
   }
+}
+
+absl::Status ControlLoop::HandleDeviceReport(ClientConnection* client) {
+  absl::StatusOr<shm::DeviceReportBody> report = ParseDeviceReport(payload_);
+  if (!report.ok()) return report.status();
+  if (client->engine != nullptr) client->engine->OnDeviceReport(client, *report);
+  return absl::OkStatus();
 }
 
 absl::Status ControlLoop::Handle(ClientConnection* client) {
@@ -323,7 +333,9 @@ void ControlLoop::Admit(NewClient new_client) {
     io_->Forget(id);
     return;
   }
-  if (absl::Status status = client->SendWelcome(options_.boot_id, doorbell_fd_); !status.ok()) {
+  if (absl::Status status =
+          client->SendWelcome(options_.boot_id, doorbell_fd_, ToWire(options_.copy));
+      !status.ok()) {
     io_->Forget(id);
     return;
   }
@@ -411,11 +423,16 @@ DaemonSnapshot ControlLoop::TakeSnapshot() {
   if (ssd_ != nullptr) snapshot.ssd_devices = ssd_->Snapshot(now_);
   snapshot.match_latency_ns = match_latency_ns_.snapshot();
   snapshot.trace = SnapshotOfTrace();
+  snapshot.copy = options_.copy;
   constexpr std::array<const char*, 2> kNames = {"device_to_cpu", "cpu_to_device"};
   for (size_t i = 0; i < kNames.size(); ++i) {
     const DeviceExecutor::RouteMetrics& metrics = executor_.metrics(static_cast<Route>(i));
-    snapshot.routes[i] = {kNames[i], metrics.ops.load(), metrics.failed_ops.load(),
-                          metrics.bytes.load(), metrics.latency_ns.snapshot()};
+    snapshot.routes[i] = {kNames[i],
+                          metrics.ops.load(),
+                          metrics.failed_ops.load(),
+                          metrics.bytes.load(),
+                          metrics.latency_ns.snapshot(),
+                          metrics.copy_ns.snapshot()};
   }
   for (const auto& [id, engine] : engines_) {
     EngineSnapshot item;
@@ -428,6 +445,7 @@ DaemonSnapshot ControlLoop::TakeSnapshot() {
     item.attached_for_s = item.ready ? (now_ - engine->attached_at()) / kNsPerSecond : 0;
     item.scheduler_pid = engine->scheduler_pid();
     item.stats = engine->stats();
+    item.devices = engine->devices();
     snapshot.engines.push_back(std::move(item));
   }
   return snapshot;

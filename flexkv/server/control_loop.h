@@ -32,6 +32,7 @@ struct ControlLoopOptions {
   uint32_t spin_us = 20;
   uint64_t idle_exit_s = 0;
   uint64_t boot_id = 0;
+  CopyOptions copy;           // told to workers
   TraceLog* trace = nullptr;  // outlives the loop; null: no trace
   // Called once on the control thread when there was no client for idle_exit_s.
   std::function<void()> on_idle_exit;
@@ -86,6 +87,7 @@ class ControlLoop : public IoEvents, public ArenaDirectory {
   bool DrainClient(ClientConnection* client);
   absl::Status Handle(ClientConnection* client);
   absl::Status HandleWorkerMessage(ClientConnection* client);
+  absl::Status HandleDeviceReport(ClientConnection* client);
   void TickIfDue();
   void DeliverEvents();
   void Deliver(const ManagerEvent& event);

@@ -67,6 +67,7 @@ ControlLoopOptions LoopOptions(const DaemonConfig& config, uint64_t boot_id,
   options.spin_us = config.spin_us;
   options.idle_exit_s = config.idle_exit_s;
   options.boot_id = boot_id;
+  options.copy = config.copy;
   options.on_idle_exit = std::move(on_stop_wanted);
   return options;
 }

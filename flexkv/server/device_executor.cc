@@ -125,7 +125,9 @@ void DeviceExecutor::Finish(const Worker& worker, const Running& op, OpResult re
   if (result.status == OpStatus::kFailed)
     metrics.failed_ops.fetch_add(1, std::memory_order_relaxed);
   metrics.bytes.fetch_add(copied * worker.client->hello().shard_bytes, std::memory_order_relaxed);
-  metrics.latency_ns.Record(clock_->Now() - op.started);
+  const TimeNs latency_ns = clock_->Now() - op.started;
+  metrics.latency_ns.Record(latency_ns);
+  if (result.copy_ns != 0) metrics.copy_ns.Record(std::min(result.copy_ns, latency_ns));
   results_.push_back(std::move(result));
 }
 

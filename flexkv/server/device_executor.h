@@ -75,6 +75,7 @@ class DeviceExecutor : public Executor {
 
   struct RouteMetrics {
     Histogram latency_ns;
+    Histogram copy_ns;  // as the rank says, of ops that copied
     std::atomic<uint64_t> ops{0}, failed_ops{0}, bytes{0};
   };
   const RouteMetrics& metrics(Route route) const { return metrics_[static_cast<size_t>(route)]; }

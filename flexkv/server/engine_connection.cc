@@ -141,6 +141,7 @@ void EngineConnection::Remove(ClientConnection* client, TimeNs now) {
     --present_workers_;
     if (ready_[rank]) --ready_workers_;
     ready_[rank] = false;
+    devices_.erase(rank);
   } else {
     scheduler_ = nullptr;
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,10 @@ class EngineConnection : public EngineSink {
   // A rank says that it takes ops; attaches when that completes the engine. InvalidArgument: it
   // said so before.
   absl::Status OnWorkerReady(ClientConnection* worker, TimeNs now);
+  // What a rank says of its device; the last one stays until the rank goes.
+  void OnDeviceReport(const ClientConnection* worker, const shm::DeviceReportBody& report) {
+    devices_[worker->hello().rank] = report;
+  }
   // Detaches if attached, tells the scheduler.
   void Remove(ClientConnection* client, TimeNs now);
   bool Empty() const { return scheduler_ == nullptr && present_workers_ == 0; }
@@ -42,6 +47,8 @@ class EngineConnection : public EngineSink {
   uint64_t block_bytes() const;  // that are stored
   pid_t scheduler_pid() const { return scheduler_ == nullptr ? 0 : scheduler_->pid(); }
   const shm::EngineStatsBody& stats() const { return stats_; }
+  // By rank, of those that have reported.
+  const std::map<uint32_t, shm::DeviceReportBody>& devices() const { return devices_; }
   TimeNs attached_at() const { return attached_at_; }
 
   void OnEvent(const ManagerEvent& event, TimeNs now);
@@ -76,6 +83,7 @@ class EngineConnection : public EngineSink {
   TimeNs attached_at_ = 0;
   TimeNs now_ = 0;  // of the latest call
   shm::EngineStatsBody stats_;
+  std::map<uint32_t, shm::DeviceReportBody> devices_;
 };
 
 }  // namespace flexkv

@@ -2,6 +2,7 @@
 
 #include "flexkv/server/metrics_server.h"
 #include "flexkv/server/metrics_ssd.h"
+#include "flexkv/server/status_device.h"
 
 namespace flexkv {
 namespace {
@@ -131,6 +132,10 @@ void AddRoutes(const DaemonSnapshot& s, PrometheusText* page) {
     page->Histo("flexkv_transfer_latency_seconds", "From sending an op to hearing of its end.",
                 r.latency_ns, 1e-9, {{"route", r.route}});
   }
+  for (const RouteSnapshot& r : s.routes) {
+    page->Histo("flexkv_transfer_copy_seconds", "Of that, copying, as the rank says.", r.copy_ns,
+                1e-9, {{"route", r.route}});
+  }
   page->Histo("flexkv_match_latency_seconds", "Time of a lookup in the daemon.", s.match_latency_ns,
               1e-9);
 }
@@ -201,6 +206,7 @@ std::string MetricsText(const DaemonSnapshot& snapshot) {
   AddTrace(snapshot.trace, &page);
   AddClients(snapshot, &page);
   AddEngines(snapshot, &page);
+  AddDeviceMetrics(snapshot, &page);
   return page.text();
 }
 

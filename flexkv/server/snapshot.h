@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "flexkv/storage/segment_store.h"
 #include "flexkv/storage/ssd/ssd_device.h"
 #include "flexkv/trace/trace_writer.h"
+#include "flexkv/transfer/device_agent.h"
 #include "proto/shm_layout.h"
 
 namespace flexkv {
@@ -24,12 +26,14 @@ struct EngineSnapshot {
   uint64_t attached_for_s = 0;
   int64_t scheduler_pid = 0;
   shm::EngineStatsBody stats;
+  std::map<uint32_t, shm::DeviceReportBody> devices;  // by rank, of those that have reported
 };
 
 struct RouteSnapshot {
   std::string route;  // "device_to_cpu", "cpu_to_device"
   uint64_t ops = 0, failed_ops = 0, bytes = 0;
   Histogram::Snapshot latency_ns;
+  Histogram::Snapshot copy_ns;  // of that, copying, as the rank says
 };
 
 // Reads or writes of one SSD device, as commands of the core.
@@ -76,6 +80,7 @@ struct DaemonSnapshot {
   Histogram::Snapshot match_latency_ns;
   std::array<RouteSnapshot, 2> routes;
   std::vector<EngineSnapshot> engines;
+  CopyOptions copy;  // as configured
   std::vector<SsdDeviceSnapshot> ssd_devices;
   TraceSnapshot trace;
 };

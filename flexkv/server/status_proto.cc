@@ -1,6 +1,7 @@
 #include "flexkv/server/status_proto.h"
 
 #include "flexkv/server/config_ssd.h"
+#include "flexkv/server/status_device.h"
 
 namespace flexkv {
 namespace {
@@ -196,7 +197,11 @@ void ToProto(const DaemonSnapshot& snapshot, admin::v1::StatusReply* reply) {
   Fill(snapshot, reply->mutable_memory());
   Fill(snapshot.cache.counters, reply->mutable_counters());
   for (const NamespaceStatus& item : snapshot.cache.namespaces) Fill(item, reply->add_namespaces());
-  for (const EngineSnapshot& item : snapshot.engines) Fill(item, reply->add_engines());
+  for (const EngineSnapshot& item : snapshot.engines) {
+    admin::v1::Engine* engine = reply->add_engines();
+    Fill(item, engine);
+    AddDevices(item, snapshot.copy, engine);
+  }
   Fill(snapshot.match_latency_ns, reply->mutable_match_latency());
   for (const RouteSnapshot& item : snapshot.routes) {
     admin::v1::Route* route = reply->add_routes();
@@ -205,6 +210,7 @@ void ToProto(const DaemonSnapshot& snapshot, admin::v1::StatusReply* reply) {
     route->set_failed_ops(item.failed_ops);
     route->set_bytes(item.bytes);
     Fill(item.latency_ns, route->mutable_latency());
+    Fill(item.copy_ns, route->mutable_copy());
   }
   reply->set_clients(snapshot.clients);
   reply->set_clients_accepted(snapshot.clients_accepted);

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_format.h"
 #include "flexkv/base/units.h"
+#include "flexkv/server/status_device.h"
 
 namespace flexkv {
 namespace {
@@ -139,11 +140,12 @@ void AddLatencies(const StatusReply& status, std::string* out) {
                         FormatDuration(status.match_latency().p99_ns()),
                         status.match_latency().count());
   for (const admin::v1::Route& route : status.routes()) {
-    absl::StrAppendFormat(out, "%-11s %d ops (%d failed), %s, p50 %s, p99 %s\n",
-                          route.name() == "device_to_cpu" ? "stores" : "loads", route.ops(),
-                          route.failed_ops(), FormatBytes(route.bytes()),
-                          FormatDuration(route.latency().p50_ns()),
-                          FormatDuration(route.latency().p99_ns()));
+    absl::StrAppendFormat(
+        out, "%-11s %d ops (%d failed), %s, p50 %s, p99 %s; copying p50 %s, p99 %s\n",
+        route.name() == "device_to_cpu" ? "stores" : "loads", route.ops(), route.failed_ops(),
+        FormatBytes(route.bytes()), FormatDuration(route.latency().p50_ns()),
+        FormatDuration(route.latency().p99_ns()), FormatDuration(route.copy().p50_ns()),
+        FormatDuration(route.copy().p99_ns()));
   }
 }
 
@@ -174,6 +176,7 @@ void AddEngines(const StatusReply& status, std::string* out) {
                           "kept from the engine %d\n",
                           e.lookup_timeouts(), e.load_failures(), e.breaker_opens(),
                           e.swallowed_errors());
+    AppendDevices(e, out);
   }
 }
 

@@ -35,11 +35,28 @@ INSTANTIATE_TEST_SUITE_P(
         // parts not in this build
         ErrorCase{R"({"enable_remote": true})", "enable_remote", "not in this build"},
         ErrorCase{R"({"num_remote_blocks": 5})", "num_remote_blocks", "not in this build"},
-        ErrorCase{R"({"use_ce_transfer_h2d": true})", "use_ce_transfer_h2d", "not in this build"},
-        ErrorCase{R"({"transfer_sms_d2h": 8})", "transfer_sms_d2h", "not in this build"},
         ErrorCase{R"({"tokens_per_block": 32})", "tokens_per_block", "not in this build"},
         ErrorCase{R"({"eviction_policy": "mru"})", "eviction_policy", "one of lru"},
         ErrorCase{R"({"eviction_objective": "bytes"})", "eviction_objective", "tokens, compute"},
+        // devices
+        ErrorCase{R"({"use_ce_transfer_h2d": "always"})", "use_ce_transfer_h2d", "\"auto\", true"},
+        ErrorCase{R"({"use_ce_transfer_d2h": 1})", "use_ce_transfer_d2h", "false (kernel)"},
+        ErrorCase{R"({"use_ce_transfer": true})", "use_ce_transfer", "use_ce_transfer_"},
+        ErrorCase{R"({"transfer_sms_h2d": 0})", "transfer_sms_h2d", "from 1 to 132"},
+        ErrorCase{R"({"transfer_sms_d2h": 133})", "transfer_sms_d2h", "from 1 to 132"},
+        ErrorCase{R"({"transfer_sms": 8})", "transfer_sms", "did you mean transfer_sms_"},
+        ErrorCase{R"({"transfer_bytes_in_flight_h2d": "1MB"})", "transfer_bytes_in_flight_h2d",
+                  "at least 1.00 MiB"},
+        ErrorCase{R"({"transfer_bytes_in_flight_d2h": "5GiB"})", "transfer_bytes_in_flight_d2h",
+                  "at most 4.00 GiB"},
+        ErrorCase{R"({"transfer_bytes_in_flight_d2h": "10%"})", "transfer_bytes_in_flight_d2h", ""},
+        ErrorCase{R"({"transfer_batch_copies": 0})", "transfer_batch_copies", "from 1 to 65536"},
+        ErrorCase{R"({"transfer_batch_copies": 65537})", "transfer_batch_copies", "to 65536"},
+        ErrorCase{R"({"transfer_above_compute": 1})", "transfer_above_compute", "true or false"},
+        ErrorCase{R"({"layerwise_layers_ahead": 0})", "layerwise_layers_ahead", "from 1 to 1024"},
+        ErrorCase{R"({"layerwise_layers_ahead": 1025})", "layerwise_layers_ahead", "to 1024"},
+        ErrorCase{R"({"layerwise_layer_ahead": 3})", "layerwise_layer_ahead",
+                  "did you mean layerwise_layers_ahead?"},
         // the trace
         ErrorCase{R"({"enable_trace": true})", "enable_trace", "needs trace_file_path"},
         ErrorCase{R"({"enable_trace": 1})", "enable_trace", "true or false"},
@@ -134,6 +151,47 @@ TEST(ConfigTest, WhatIsPrintedIsReadBack) {
   ASSERT_TRUE(again.ok()) << again.status() << printed;
   EXPECT_EQ(ConfigToJson(*again), printed);
   EXPECT_EQ(again->num_cpu_blocks, 77u);
+}
+
+TEST(ConfigTest, TheDevicesKeysAreReadAndPrinted) {
+  const absl::StatusOr<DaemonConfig> config =
+      ParseConfig(R"({"use_ce_transfer_h2d": true, "use_ce_transfer_d2h": false,
+                      "transfer_sms_h2d": 1, "transfer_sms_d2h": 132,
+                      "transfer_bytes_in_flight_h2d": "1MiB", "transfer_bytes_in_flight_d2h": 4294967296,
+                      "transfer_batch_copies": 65536, "transfer_above_compute": true,
+                      "layerwise_layers_ahead": 1024})",
+                  kConfigContext);
+  ASSERT_TRUE(config.ok()) << config.status();
+  constexpr auto kUp = static_cast<size_t>(Route::kCpuToDevice);
+  constexpr auto kDown = static_cast<size_t>(Route::kDeviceToCpu);
+  EXPECT_EQ(config->copy.engine[kUp], CopyOptions::Engine::kCopyEngine);
+  EXPECT_EQ(config->copy.engine[kDown], CopyOptions::Engine::kKernel);
+  EXPECT_EQ(config->copy.kernel_sms[kUp], 1u);
+  EXPECT_EQ(config->copy.kernel_sms[kDown], 132u);
+  EXPECT_EQ(config->copy.bytes_in_flight[kUp], 1u << 20);
+  EXPECT_EQ(config->copy.bytes_in_flight[kDown], 4ull << 30);
+  EXPECT_EQ(config->copy.batch_copies, 65536u);
+  EXPECT_TRUE(config->copy.above_compute);
+  EXPECT_EQ(config->copy.layers_ahead, 1024u);
+  const std::string printed = ConfigToJson(*config);
+  const absl::StatusOr<DaemonConfig> again = ParseConfig(printed, kConfigContext);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(ConfigToJson(*again), printed);
+}
+
+TEST(ConfigTest, TheDevicesDefaults) {
+  const std::string printed = ConfigToJson(*ParseConfig("{}", kConfigContext));
+  for (const char* line :
+       {R"("use_ce_transfer_h2d": "auto")", R"("use_ce_transfer_d2h": "auto")",
+        R"("transfer_sms_h2d": 8)", R"("transfer_sms_d2h": 8)",
+        R"("transfer_bytes_in_flight_h2d": 33554432)",
+        R"("transfer_bytes_in_flight_d2h": 33554432)", R"("transfer_batch_copies": 256)",
+        R"("transfer_above_compute": false)", R"("layerwise_layers_ahead": 3)"}) {
+    EXPECT_THAT(printed, HasSubstr(line));
+  }
+  EXPECT_EQ(ConfigToJson(*ParseConfig(
+                R"({"use_ce_transfer_h2d": "auto", "transfer_sms_d2h": null})", kConfigContext)),
+            printed);
 }
 
 TEST(ConfigTest, TheTracesKeysAreReadAndPrinted) {

@@ -51,8 +51,9 @@ int BlockId(uint32_t document, uint32_t depth) {
 
 class ModelRun {
  public:
-  ModelRun()
-      : transfers_({}, {&executor_}),
+  explicit ModelRun(bool replicated)
+      : replicated_(replicated),
+        transfers_({}, {&executor_}),
         manager_({.cpu_cache_bytes = 1 << 20, .evict_ratio = 0}, &segments_, &transfers_) {
     for (uint32_t document = 0; document < 2; ++document) {
       std::vector<BlockHash> chain = {HashFromNumber(7)};
@@ -121,8 +122,9 @@ class ModelRun {
   void Attach(size_t index) {
     auto handle = manager_.AttachEngine({.namespace_key = "m",
                                          .namespace_label = "m",
-                                         .shard_bytes = {4096, 100},
-                                         .tokens_per_block = 16},
+                                         .shard_bytes = {4096, replicated_ ? 4096u : 100u},
+                                         .tokens_per_block = 16,
+                                         .replicated = replicated_},
                                         1);
     ASSERT_TRUE(handle.ok());
     engines_[index] = *handle;
@@ -166,8 +168,8 @@ class ModelRun {
     for (int id : gone) blocks_.erase(id);
   }
 
-  // Ends the oldest (or newest) op; with `failing` its second block, or its only one, fails on one
-  // rank.
+  // Ends the oldest (or newest) op; with `failing` its second block, or its only one, fails on the
+  // last rank that copies it.
   void EndOp(bool newest, bool failing) {
     if (ops_.empty()) return;
     const auto it = newest ? std::prev(ops_.end()) : ops_.begin();
@@ -175,9 +177,11 @@ class ModelRun {
     const ModelOp op = it->second;
     ops_.erase(it);
     const uint32_t bad = op.blocks.size() > 1 ? 1 : 0;
-    for (const TransferOp& part : executor_.held[key]) {
+    const std::vector<TransferOp>& parts = executor_.held[key];
+    ASSERT_EQ(parts.size(), replicated_ ? 1u : 2u);
+    for (const TransferOp& part : parts) {
       OpResult result{.id = part.id, .status = OpStatus::kOk, .failed = {}};
-      if (failing && part.rank == 1) {
+      if (failing && part.rank == parts.back().rank) {
         result.status = op.blocks.size() > 1 ? OpStatus::kPartial : OpStatus::kFailed;
         result.failed = {bad};
       }
@@ -208,6 +212,7 @@ class ModelRun {
     Attach(index);
   }
 
+  const bool replicated_;
   FakeSegmentStore segments_;
   HeldExecutor executor_;
   TransferEngine transfers_;
@@ -219,12 +224,17 @@ class ModelRun {
   std::map<OpKey, ModelOp> ops_;
 };
 
-TEST(ManagerModelTest, AllHistoriesOfFourActions) {
+// Two ranks with a shard each, or two replicas.
+class ManagerModelTest : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Engines, ManagerModelTest, testing::Bool(),
+                         [](const auto& which) { return which.param ? "Replicated" : "Sharded"; });
+
+TEST_P(ManagerModelTest, AllHistoriesOfFourActions) {
   constexpr uint32_t kLength = 4;
   uint32_t histories = 1;
   for (uint32_t i = 0; i < kLength; ++i) histories *= ModelRun::kActions;
   for (uint32_t history = 0; history < histories; ++history) {
-    ModelRun run;
+    ModelRun run(GetParam());
     uint32_t rest = history;
     for (uint32_t i = 0; i < kLength; ++i) {
       run.Do(rest % ModelRun::kActions);
@@ -235,10 +245,10 @@ TEST(ManagerModelTest, AllHistoriesOfFourActions) {
   }
 }
 
-TEST(ManagerModelTest, RandomHistories) {
+TEST_P(ManagerModelTest, RandomHistories) {
   TestRng rng(TestSeed());
-  for (int history = 0; history < 100; ++history) {
-    ModelRun run;
+  for (int history = 0; history < 60; ++history) {
+    ModelRun run(GetParam());
     for (int i = 0; i < 200; ++i) {
       run.Random(&rng);
       run.Check();

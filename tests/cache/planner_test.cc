@@ -210,5 +210,25 @@ TEST(EvictAheadTest, OnlyNearFullAndOnlyWhenItCannotGrow) {
   EXPECT_EQ(PlanEvictAhead(10, 10, false, 0.5, 7.0), 10u);
 }
 
+// Puts take turns, also when every other key, or every fourth, is a load's.
+TEST(StoreRankTest, ReplicasTakeTurns) {
+  for (const uint32_t ranks : {1u, 2u, 3u, 4u, 8u, 256u}) {
+    for (const uint64_t step : {1u, 2u, 4u}) {
+      std::vector<uint32_t> puts(ranks);
+      for (uint64_t i = 0; i < 1000ull * ranks; ++i) {
+        const uint32_t rank = RankOfStore(1 + i * step, ranks);
+        ASSERT_LT(rank, ranks);
+        ASSERT_EQ(rank, RankOfStore(1 + i * step, ranks));
+        ++puts[rank];
+      }
+      for (const uint32_t count : puts) {
+        EXPECT_GT(count, 900u) << ranks << " ranks, every " << step;
+        EXPECT_LT(count, 1100u) << ranks << " ranks, every " << step;
+      }
+    }
+  }
+  EXPECT_LT(RankOfStore(UINT64_MAX, 256), 256u);
+}
+
 }  // namespace
 }  // namespace flexkv

@@ -23,12 +23,24 @@ constexpr uint32_t kMaxRequests = 24;
 struct SpecOf {
   const char* key;
   std::vector<uint64_t> shard_bytes;
+  bool replicated = false;
 };
 
 const std::vector<SpecOf>& Specs() {
-  static const auto* specs = new std::vector<SpecOf>{
-      {"model-a", {8 << 10, 8 << 10}}, {"model-b", {8 << 10, 8 << 10}}, {"model-c", {24 << 10}}};
+  static const auto* specs =
+      new std::vector<SpecOf>{{"model-a", {8 << 10, 8 << 10}},
+                              {"model-b", {8 << 10, 8 << 10}},
+                              {"model-c", {24 << 10}},
+                              {"model-c",
+                               {24 << 10, 24 << 10, 24 << 10},
+                               true}};  // the third's key and class, not its blocks
   return *specs;
+}
+
+NamespaceDigest DigestOf(const SpecOf& spec) {
+  if (!spec.replicated) return DigestOfNamespace(spec.key, 16, spec.shard_bytes);
+  return DigestOfNamespace(spec.key, 16, std::span(spec.shard_bytes).first(1),
+                           static_cast<uint32_t>(spec.shard_bytes.size()));
 }
 
 // Documents of one family share their first blocks.
@@ -66,13 +78,14 @@ CacheManagerOptions Options(bool with_ssd) {
 }  // namespace
 
 std::string ManagerSimStats::ToString() const {
-  return absl::StrCat(
-      "steps ", steps, ", lookups ", lookups, " (", matched_blocks, " blocks), puts ", puts, " (",
-      accepted_blocks, " blocks), loads ", loads, " (", loads_checked, " shards checked), evicted ",
-      evicted, ", leases expired ", expired, ", resets ", resets, ", deaths ", deaths, ", hostile ",
-      hostile, ", failed blocks ", failed_blocks, ", segments made ", groups_made,
-      ", ssd: written ", ssd_written, ", read ", ssd_read, ", evicted ", ssd_evicted, ", faults ",
-      ssd_faults, ", restarts ", restarts, ", recovered ", recovered);
+  return absl::StrCat("steps ", steps, ", lookups ", lookups, " (", matched_blocks,
+                      " blocks), puts ", puts, " (", accepted_blocks, " blocks), loads ", loads,
+                      " (", loads_checked, " shards checked), evicted ", evicted,
+                      ", leases expired ", expired, ", resets ", resets, ", deaths ", deaths,
+                      ", hostile ", hostile, ", failed blocks ", failed_blocks, ", segments made ",
+                      groups_made, ", ssd: written ", ssd_written, ", read ", ssd_read,
+                      ", evicted ", ssd_evicted, ", faults ", ssd_faults, ", stores of replicas ",
+                      replica_stores, ", restarts ", restarts, ", recovered ", recovered);
 }
 
 ManagerSim::ManagerSim(uint64_t seed, bool with_ssd) : rng_(seed) {
@@ -128,7 +141,7 @@ void ManagerSim::CheckRecovered() {
   uint64_t expected = 0;
   for (uint32_t content = 0; content < Specs().size(); ++content) {
     const SpecOf& spec = Specs()[content];
-    const NamespaceDigest digest = DigestOfNamespace(spec.key, 16, spec.shard_bytes);
+    const NamespaceDigest digest = DigestOf(spec);
     uint32_t present = 1;
     for (const auto& ssd : ssds_) {
       if (auto it = ssd->epochs().find(digest); it != ssd->epochs().end())
@@ -208,11 +221,14 @@ void ManagerSim::Attach() {
   auto handle = manager_->AttachEngine({.namespace_key = spec.key,
                                         .namespace_label = spec.key,
                                         .shard_bytes = spec.shard_bytes,
-                                        .tokens_per_block = 16},
+                                        .tokens_per_block = 16,
+                                        .replicated = spec.replicated},
                                        now_);
   if (!handle.ok()) return Fail(std::string(handle.status().message()));
-  engines_.push_back(
-      SimEngine{.handle = *handle, .content = content, .shard_bytes = spec.shard_bytes});
+  engines_.push_back(SimEngine{.handle = *handle,
+                               .content = content,
+                               .shard_bytes = spec.shard_bytes,
+                               .replicated = spec.replicated});
 }
 
 // The process dies first; that the owner detaches it before or after its last ops are reported is
@@ -275,7 +291,7 @@ void ManagerSim::Load() {
   const OpKey key = next_key_++;
   device_->AddHalf(engine->handle, key,
                    Identities(*engine, request->epoch, request->document, first, count),
-                   engine->shard_bytes);
+                   engine->shard_bytes, engine->replicated);
   const absl::Status status =
       manager_->Load(engine->handle, request_key, key, request->lease, first, count, now_);
   if (status.ok()) {
@@ -306,7 +322,7 @@ void ManagerSim::Put() {
   const OpKey key = next_key_++;
   device_->AddHalf(engine->handle, key,
                    Identities(*engine, epochs_[engine->content], request->document, first, count),
-                   engine->shard_bytes);
+                   engine->shard_bytes, engine->replicated);
   auto answer = manager_->Put(engine->handle, request_key, key, first, count, request->length,
                               std::span(document).subspan(request->length, more), now_);
   if (!answer.ok()) return Fail(absl::StrCat("put: ", answer.status().message()));
@@ -388,7 +404,7 @@ void ManagerSim::HostileChain(SimEngine* engine) {
   const auto count = static_cast<uint32_t>(chain.size());
   std::vector<uint64_t> identities;
   for (const BlockHash& hash : chain) identities.push_back(Identity(engine->content, 0, hash));
-  device_->AddHalf(engine->handle, key, identities, engine->shard_bytes);
+  device_->AddHalf(engine->handle, key, identities, engine->shard_bytes, engine->replicated);
   auto answer = manager_->Put(engine->handle, request, key, 0, count, 0, chain, now_);
   if (answer.ok() && answer->accepted > 0) {
     engine->ops[key] = SimOp{answer->accepted, Route::kDeviceToCpu};
@@ -456,6 +472,36 @@ void ManagerSim::Trouble() {
 
 // --- progress ------------------------------------------------------------------------------------
 
+// Of an op that runs: a load of which nothing could be read from an SSD, or a store that another
+// replica makes.
+void ManagerSim::TakeRefusal(SimEngine* engine, const ManagerEvent& event) {
+  if (auto op = engine->ops.find(event.key); op != engine->ops.end()) {
+    if (op->second.route == Route::kCpuToDevice) return;
+    Expect(engine->replicated && event.spared_rank < engine->shard_bytes.size(),
+           "a store that runs was refused");
+    Expect(op->second.spared_rank == ManagerEvent::kNoRank, "two refusals of one store");
+    op->second.spared_rank = event.spared_rank;
+    return;
+  }
+  auto refusal = engine->refusals.find(event.key);
+  if (refusal == engine->refusals.end()) return Fail("a refusal nobody expects");
+  Expect(event.spared_rank == ManagerEvent::kNoRank, "an op that does not run spared a rank");
+  if (--refusal->second == 0) engine->refusals.erase(refusal);
+}
+
+// Who copied an op that ended: every rank, but of replicas one alone stores.
+void ManagerSim::CheckRanks(const SimEngine& engine, OpKey key, const SimOp& op) {
+  std::vector<uint32_t> expected;
+  for (uint32_t rank = 0; rank < engine.shard_bytes.size(); ++rank) expected.push_back(rank);
+  if (engine.replicated && op.route == Route::kDeviceToCpu) {
+    expected = {op.spared_rank};
+    ++stats_.replica_stores;
+  }
+  const std::vector<uint32_t> ranks = device_->RanksOf(engine.handle, key);
+  const bool none_read = op.route == Route::kCpuToDevice && ranks.empty();
+  Expect(none_read || ranks == expected, "an op ran on other ranks than it should");
+}
+
 void ManagerSim::TakeEvents() {
   std::vector<ManagerEvent> events;
   manager_->TakeEvents(&events);
@@ -472,18 +518,15 @@ void ManagerSim::TakeEvents() {
                                [&](const SimEngine& e) { return e.handle == event.engine; });
     if (engine == engines_.end()) return Fail("an event for an engine that is gone");
     if (event.kind == ManagerEvent::Kind::kRefuseOp) {
-      auto refusal = engine->refusals.find(event.key);
-      auto op = engine->ops.find(event.key);
-      // A load of which nothing could be read from an SSD.
-      if (op != engine->ops.end() && op->second.route == Route::kCpuToDevice) continue;
-      if (refusal == engine->refusals.end()) return Fail("a refusal nobody expects");
-      if (--refusal->second == 0) engine->refusals.erase(refusal);
+      TakeRefusal(&*engine, event);
+      if (engine->ops.contains(event.key)) continue;
     } else {
       auto op = engine->ops.find(event.key);
       if (op == engine->ops.end()) return Fail("an op ended that was not launched");
       Expect(op->second.route == event.route, "an op ended with another route");
       Expect(event.ok_blocks + event.failed_blocks == op->second.blocks, "an op lost blocks");
       stats_.failed_blocks += event.failed_blocks;
+      CheckRanks(*engine, event.key, op->second);
       engine->ops.erase(op);
     }
     device_->ForgetHalf(event.engine, event.key);

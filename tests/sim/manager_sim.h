@@ -1,8 +1,9 @@
-// A seeded simulation of the whole cache manager: several engines in three namespaces and two size
-// classes, the real TransferEngine, index, slots and plans; an imaginary device and arena and, on
-// demand, two imaginary SSDs. After every step the manager's invariants hold, and every load reads
-// the bytes it was promised. With SSDs the process is killed now and then: every committed block is
-// found again, none of an epoch whose reset was acknowledged.
+// A seeded simulation of the whole cache manager: several engines in four namespaces and two size
+// classes, of one rank, of two with a shard each, and of three that are replicas; the real
+// TransferEngine, index, slots and plans; an imaginary device and arena and, on demand, two
+// imaginary SSDs. After every step the manager's invariants hold, and every load reads the bytes it
+// was promised. With SSDs the process is killed now and then: every committed block is found again,
+// none of an epoch whose reset was acknowledged.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,7 @@ struct ManagerSimStats {
   uint64_t evicted = 0, expired = 0, resets = 0, deaths = 0, hostile = 0, failed_blocks = 0,
            groups_made = 0;
   uint64_t ssd_written = 0, ssd_read = 0, ssd_evicted = 0, ssd_faults = 0, restarts = 0,
-           recovered = 0;
+           recovered = 0, replica_stores = 0;
   std::string ToString() const;
 };
 
@@ -51,11 +52,13 @@ class ManagerSim {
   struct SimOp {
     uint32_t blocks = 0;  // accepted
     Route route = Route::kDeviceToCpu;
+    uint32_t spared_rank = ManagerEvent::kNoRank;  // of replicas: who stores it
   };
   struct SimEngine {
     EngineHandle handle = 0;
     uint32_t content = 0;  // which namespace's content
     std::vector<uint64_t> shard_bytes;
+    bool replicated = false;
     std::map<RequestKey, SimRequest> requests;
     std::map<OpKey, SimOp> ops;          // launched, not ended
     std::map<OpKey, uint64_t> refusals;  // kRefuseOp events we wait for
@@ -87,6 +90,8 @@ class ManagerSim {
   void CheckLeaseHolds();
   void Tick();
   void TakeEvents();
+  void TakeRefusal(SimEngine* engine, const ManagerEvent& event);
+  void CheckRanks(const SimEngine& engine, OpKey key, const SimOp& op);
   void CheckSegments();
   void Finish();
   void StartLife();

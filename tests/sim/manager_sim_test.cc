@@ -24,6 +24,7 @@ void RunWith(uint64_t seed, uint64_t steps, bool with_ssd) {
   EXPECT_GT(sim.stats().deaths, 0u);
   EXPECT_GT(sim.stats().resets, 0u);
   EXPECT_GT(sim.stats().expired, 0u);
+  EXPECT_GT(sim.stats().replica_stores, steps / 500);
   if (!with_ssd) return;
   EXPECT_GT(sim.stats().ssd_written, steps / 20);
   EXPECT_GT(sim.stats().ssd_read, steps / 100);

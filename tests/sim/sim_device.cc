@@ -16,8 +16,18 @@ void SimDevice::Fail(const std::string& what) {
 }
 
 void SimDevice::AddHalf(EngineHandle engine, OpKey key, std::vector<uint64_t> identities,
-                        std::vector<uint64_t> shard_bytes) {
-  halves_[{engine, key}] = Half{std::move(identities), std::move(shard_bytes)};
+                        std::vector<uint64_t> shard_bytes, bool replicated) {
+  halves_[{engine, key}] = Half{std::move(identities), std::move(shard_bytes), replicated};
+}
+
+std::vector<uint32_t> SimDevice::RanksOf(EngineHandle engine, OpKey key) const {
+  std::vector<uint32_t> ranks;
+  const std::pair op(engine, key);
+  for (auto it = next_parts_.lower_bound({op, 0}); it != next_parts_.end() && it->first.first == op;
+       ++it) {
+    ranks.push_back(it->first.second);
+  }
+  return ranks;
 }
 
 void SimDevice::ForgetHalf(EngineHandle engine, OpKey key) {
@@ -99,9 +109,9 @@ void SimDevice::Poll(TimeNs, std::vector<OpResult>* results) {
 void SimDevice::CopyOne(Running* running) {
   const uint32_t position = running->left.back();
   const ArenaPlace& place = running->op.blocks[position];
-  const uint64_t identity =
-      halves_.at({running->op.engine, running->op.key}).identities[place.engine_index];
-  const uint64_t right = ContentWord(identity, running->op.rank);
+  const Half& half = halves_.at({running->op.engine, running->op.key});
+  const uint64_t identity = half.identities[place.engine_index];
+  const uint64_t right = ContentWord(identity, half.replicated ? 0 : running->op.rank);
   uint64_t& word = arena_[{place.segment, place.offset_bytes}];
   if (segments_->live().count(place.segment) == 0) Fail("a segment went away under a copy");
   if (running->op.route == Route::kDeviceToCpu) {

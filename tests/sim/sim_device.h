@@ -34,10 +34,12 @@ class SimDevice : public Executor {
   void Poll(TimeNs timeout_ns, std::vector<OpResult>* results) override;
 
   // The engine half: identity of the block behind each engine_index. Forgotten with ForgetHalf or
-  // the engine.
+  // the engine. `replicated`: all ranks' shards have the bytes of rank 0's.
   void AddHalf(EngineHandle engine, OpKey key, std::vector<uint64_t> identities,
-               std::vector<uint64_t> shard_bytes);
+               std::vector<uint64_t> shard_bytes, bool replicated = false);
   void ForgetHalf(EngineHandle engine, OpKey key);
+  // Ranks that were given the op so far, ascending.
+  std::vector<uint32_t> RanksOf(EngineHandle engine, OpKey key) const;
   // Copies a little of one op.
   void Step();
   // What is not copied yet of this op fails (revoked, fenced).
@@ -62,6 +64,7 @@ class SimDevice : public Executor {
   struct Half {
     std::vector<uint64_t> identities;
     std::vector<uint64_t> shard_bytes;
+    bool replicated = false;
   };
   struct Running {
     TransferOp op;

@@ -211,10 +211,13 @@ cuda::Error FakeCuda::CreateStream(int priority, Stream* stream) {
   return Error::kOk;
 }
 
+// Handles of the engine's streams are odd, so that this can be asked inside of calls.
+bool FakeCuda::IsEngines(Stream stream) { return reinterpret_cast<uintptr_t>(stream) % 2 == 1; }
+
 cuda::Stream FakeCuda::EngineStream() {
   Lock lock(mutex_);
   next_handle_ += 16;
-  Stream stream = reinterpret_cast<Stream>(next_handle_);
+  Stream stream = reinterpret_cast<Stream>(next_handle_ + 1);
   auto state = std::make_unique<StreamState>();
   state->engine = true;
   streams_.emplace(stream, std::move(state));
@@ -462,6 +465,11 @@ void FakeCuda::PopRange() {}
 void FakeCuda::FailCall(const std::string& name, uint64_t nth, Error error) {
   Lock lock(mutex_);
   failures_.push_back({name, nth, error});
+}
+
+void FakeCuda::ClearFailures() {
+  Lock lock(mutex_);
+  failures_.clear();
 }
 
 void FakeCuda::LoseContext() {

@@ -85,6 +85,7 @@ class FakeCuda final : public cuda::Api {
   void ForgetDevice(std::span<std::byte> memory);
   void Sleep();  // all adopted memory is gone; whoever copies there has a stale pointer
   Stream EngineStream();
+  static bool IsEngines(Stream stream);
   // A kernel: `begin` runs when it is its turn, `end` some time later. Both under the fake's lock:
   // they must not call it. `gate`: it does not begin before this is true.
   void Launch(Stream stream, std::function<void()> begin, std::function<void()> end = {},
@@ -105,6 +106,7 @@ class FakeCuda final : public cuda::Api {
   // The nth call from now on (1: the next one), or the nth of this name ("" counts all), fails.
   // kSticky loses the context then, kUnloading begins the end of the process.
   void FailCall(const std::string& name, uint64_t nth, Error error);
+  void ClearFailures();
   void LoseContext();
   void Unload();
   // To check that tests see what they should. The nth WaitEvent from now on for which `on` is true

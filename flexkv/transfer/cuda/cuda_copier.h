@@ -1,7 +1,7 @@
 // The chunk copier of a GPU: streams, events, batches; above cuda::Api, without CUDA's headers.
 //
-// Streams: copy engine down, up (above down) and for layers (as up); a kernel stream beside each, at
-// the lowest priority unless CopyOptions::above_compute. Chunks are independent: what must be
+// Streams: copy engine down, up (above down) and for layers (as up); a kernel stream beside each,
+// at the lowest priority unless CopyOptions::above_compute. Chunks are independent: what must be
 // ordered is ordered by marks and HoldCompute. A chunk waits for its mark's event, is cut into
 // copies (adjoining fragments merged, copy_plan.h), at most batch_copies to a call, and ends when
 // the events behind its last calls are done.

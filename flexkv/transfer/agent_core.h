@@ -226,11 +226,10 @@ class AgentCore : public DeviceAgent {
 
   // Steps. A mark in `step_marks_` is of the step at that place or of a later one, which is as
   // good.
-  static constexpr ComputeMark kNoMark = UINT64_MAX;
   uint64_t steps_done_ = 0;
   uint32_t stores_in_step_ = 0;
   std::array<ComputeMark, 64> step_marks_{};
-  std::atomic<ComputeMark> load_mark_{kNoMark};  // of this step; kNoMark: to be taken
+  std::atomic<ComputeMark> load_mark_{kNoMark};  // of this step; kNoMark: is to be taken
 
   std::map<ChunkTicket, Chunk> chunks_;
   ChunkTicket last_ticket_ = 0;

@@ -3,12 +3,14 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "flexkv/transfer/agent_core.h"
 #include "flexkv/transfer/device_agent.h"
 #include "gtest/gtest.h"
 #include "tests/support/content_oracle.h"
@@ -59,18 +61,24 @@ class TestMapper : public SegmentMapper {
   int maps_ = 0;
 };
 
+// What lies under the agent; the host copier unless a test says otherwise.
+using DeviceFactory = std::function<std::unique_ptr<internal::AgentDevice>(const KvLayout& layout)>;
+
 class AgentHarness {
  public:
   explicit AgentHarness(const Shape& shape, DeviceAgent::Options options = {}, uint32_t blocks = 16,
-                        uint32_t slots = 16)
+                        uint32_t slots = 16, const DeviceFactory& make_device = nullptr)
       : memory(shape, blocks),
         mapper(2, memory.layout().shard_bytes() * slots),
         shard_bytes(memory.layout().shard_bytes()) {
-    auto made = MakeHostAgent(options, memory.layout(), &mapper, [this] {
+    const auto ring = [this] {
       std::lock_guard<std::mutex> lock(mutex_);
       ++bells_;
       rung_.notify_all();
-    });
+    };
+    auto made = make_device == nullptr ? MakeHostAgent(options, memory.layout(), &mapper, ring)
+                                       : internal::MakeAgent(options, memory.layout(), &mapper,
+                                                             make_device(memory.layout()), ring);
     EXPECT_TRUE(made.ok()) << made.status();
     agent = *std::move(made);
     agent->SetBootId(kBoot);
@@ -93,6 +101,12 @@ class AgentHarness {
 
   absl::Status Engine(OpKey key, Route route, std::vector<uint32_t> blocks) {
     return agent->SubmitEngineHalf({.key = key, .route = route, .block_ids = std::move(blocks)});
+  }
+  absl::Status LayerLoad(OpKey key, std::vector<uint32_t> blocks) {
+    return agent->SubmitEngineHalf({.key = key,
+                                    .route = Route::kCpuToDevice,
+                                    .block_ids = std::move(blocks),
+                                    .layerwise = true});
   }
   // Slots in the order of the engine's blocks.
   void Daemon(OpKey key, Route route, const std::vector<uint32_t>& slots, uint64_t boot = kBoot) {

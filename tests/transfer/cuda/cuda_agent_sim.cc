@@ -3,10 +3,14 @@
 #include "tests/transfer/cuda/cuda_agent_sim.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 
+#include "flexkv/transfer/cuda/copy_route.h"
+#include "gtest/gtest.h"
 #include "tests/transfer/cuda/cuda_agent_sim_parts.h"
 
 namespace flexkv {
@@ -45,7 +49,6 @@ CudaAgentSim::CudaAgentSim(const Options& options)
   const uint64_t chunk_bytes[] = {1, 2000, 20000, 1 << 20};
   agent_options_.chunk_bytes = chunk_bytes[rng_.Below(4)];
   agent_options_.orphan_timeout_ns = 30 * kNsPerMs;
-  agent_options_.copy = RandomCopyOptions();
   helper_ = std::thread([this] { Waiting::Help(&fake_, &waiting_since_, &stop_); });
   if (options_.threaded) fake_.StartThread();
   MakeAgent();
@@ -206,14 +209,33 @@ void CudaAgentSim::RetireSegment() {
   if (rng_.OneIn(3)) segments_[rng_.Below(segments_.size())].retired = true;
 }
 
+// What was measured on this GPU: the kernel wins below 1 KiB, so that many chunks go both ways.
+std::string CudaAgentSim::CurveFile() {
+  const std::string path =
+      testing::TempDir() + "flexkv_sim_curve_" + std::to_string(getpid()) + ".json";
+  cuda::CopyCurve curve{.kernel_sms = {8, 8}};
+  for (uint32_t bytes : {64u, 512u, 1024u, 65536u}) {
+    const float kernel = bytes < 1024 ? 20 : 5;
+    curve.points.push_back(
+        {.fragment_bytes = bytes, .copy_engine = {10, 10}, .kernel = {kernel, kernel}});
+  }
+  cuda::DeviceInfo info = {};
+  fake_.GetDeviceInfo(&info);
+  const absl::Status status = cuda::WriteCurve(path, info, curve);
+  if (!status.ok()) Complain(std::string(status.message()));
+  return path;
+}
+
 void CudaAgentSim::MakeAgent() {
-  auto made = MakeCudaAgent(agent_options_, layout_, mapper_.get(), fake_.Connect(), "", [] {});
+  auto made =
+      MakeCudaAgent(agent_options_, layout_, mapper_.get(), fake_.Connect(), CurveFile(), [] {});
   if (!made.ok()) {
     Complain("no agent: " + std::string(made.status().message()));
     std::abort();
   }
   std::lock_guard<std::mutex> lock(agent_mutex_);
   agent_ = *std::move(made);
+  agent_->SetCopyOptions(RandomCopyOptions());
   agent_->SetBootId(boot_);
   agent_->SetComputeStream(reinterpret_cast<uint64_t>(compute_));
   for (size_t place = 0; place < segments_.size(); ++place) MapSegment(place);
@@ -326,9 +348,7 @@ void CudaAgentSim::OnDaemonResult(const AgentResult& result) {
       slot_hash_[op.slots[i]] = op.hashes[i];
     }
   }
-  if (std::ranges::all_of(op.owed, [](const auto& owed) { return owed.second <= 0; })) {
-    FreeSlots(&op);
-  }
+  if (!Owed(op)) FreeSlots(&op);
 }
 
 // Engine results first: what a load brought is compared while its slots still count as read.
@@ -356,12 +376,16 @@ void CudaAgentSim::Breathe() {
   }
 }
 
+bool CudaAgentSim::Owed(const Op& op) {
+  return std::ranges::any_of(op.owed, [](const auto& owed) { return owed.second > 0; });
+}
+
 uint32_t CudaAgentSim::Outstanding() const {
   uint32_t count = 0;
   for (const auto& [key, op] : ops_) {
     if (op.over) continue;
     count += op.engine_waits;
-    for (const auto& [part, owed] : op.owed) count += owed > 0;
+    count += Owed(op);
   }
   return count;
 }
@@ -375,14 +399,19 @@ void CudaAgentSim::Finish() {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   for (int round = 0; Outstanding() > 0; ++round) {
     if (std::chrono::steady_clock::now() > deadline) {
-      Complain(std::to_string(Outstanding()) + " answers did not come");
+      for (const auto& [key, op] : ops_) {
+        if (op.over || (!op.engine_waits && !Owed(op))) continue;
+        Complain("op " + std::to_string(key) + " did not end for the " +
+                 (op.engine_waits ? "engine" : "daemon") + (op.layerwise ? ", by layers" : ""));
+      }
       break;
     }
     Deliver(options_.threaded ? 0 : 100);
     for (int i = 0; i < 300 && !options_.threaded && fake_.Step(); ++i) {
     }
     for (auto& [key, op] : ops_) {
-      if (op.engine_waits && op.owed.empty()) Revoke(key);
+      // Nothing comes for it any more: no half, or one that was not taken for its boot id.
+      if (op.engine_waits && (op.owed.empty() || (round > 50 && !Owed(op)))) Revoke(key);
     }
     Collect();
     if (round > 5) std::this_thread::sleep_for(std::chrono::microseconds(200));

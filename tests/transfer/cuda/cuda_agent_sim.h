@@ -84,6 +84,7 @@ class CudaAgentSim {
 
   CopyOptions RandomCopyOptions();
   void MakeTensors();
+  std::string CurveFile();
   void MakeAgent();
   void EndAgent();
   void MapSegment(size_t place);
@@ -118,7 +119,8 @@ class CudaAgentSim {
   void OnDaemonResult(const AgentResult& result);
   void FreeSlots(Op* op);
   void LinkThread();
-  void Breathe();  // the GPU and the link go on a little
+  void Breathe();                  // the GPU and the link go on a little
+  static bool Owed(const Op& op);  // an answer to the daemon
   uint32_t Outstanding() const;
   void Finish();
 

@@ -178,8 +178,7 @@ void CudaAgentSim::Revoke(OpKey key) {
 void CudaAgentSim::RevokeOne() {
   std::vector<OpKey> keys;
   for (const auto& [key, op] : ops_) {
-    const bool owed = std::ranges::any_of(op.owed, [](const auto& o) { return o.second > 0; });
-    if (!op.over && (op.engine_waits || owed)) keys.push_back(key);
+    if (!op.over && (op.engine_waits || Owed(op))) keys.push_back(key);
   }
   if (!keys.empty()) Revoke(keys[rng_.Below(keys.size())]);
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "flexkv/cli/bench_command.h"
 #include "flexkv/cli/ssd_command.h"
 #include "flexkv/cli/trace_command.h"
 #include "flexkv/cli/tune_command.h"
@@ -75,13 +76,15 @@ int RunMetrics(const SocketPaths& paths) {
 
 int Main(int argc, char** argv) {
   CLI::App app{
-      "flexkv asks the flexkvd of this machine, or tells it what to do; reads traces and tunes.\n\n"
+      "flexkv asks the flexkvd of this machine, or tells it what to do; reads traces, tunes, "
+      "measures.\n\n"
       "Examples:\n"
       "  flexkv status                     memory, hit rate, engines, latencies\n"
       "  flexkv status --json | jq .counters\n"
       "  flexkv clear --namespace my-model forget what is cached for one model\n"
       "  flexkv stop\n"
       "  flexkv ssd verify /mnt/nvme0/flexkv\n"
+      "  flexkv bench device               copies between host and GPU\n"
       "  flexkv trace analyze trace.jsonl  what was found, what could have been\n"
       "  flexkv trace simulate trace.jsonl --policy all --cpu-blocks 1k,10k,inf\n"
       "  flexkv trace report trace.jsonl -o report.html\n"
@@ -102,6 +105,7 @@ int Main(int argc, char** argv) {
   CLI::App* stop = app.add_subcommand("stop", "stop the daemon");
   CLI::App* metrics = app.add_subcommand("metrics", "print the Prometheus metrics");
   const SsdCommand ssd(&app);
+  const cli::BenchCommand bench(&app);
   const cli::TraceCommand trace(&app);
   const cli::TuneCommand tune(&app);
   try {
@@ -110,6 +114,7 @@ int Main(int argc, char** argv) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   if (ssd.parsed()) return ssd.Run();
+  if (bench.parsed()) return bench.Run();
   if (trace.parsed()) return trace.Run();
   if (tune.parsed()) return tune.Run();
   const SocketPaths paths(socket_dir.empty() ? DefaultSocketDir() : socket_dir);

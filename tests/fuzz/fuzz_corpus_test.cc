@@ -53,6 +53,9 @@ TEST_P(FuzzCorpusTest, CorpusAndMutations) {
   }
 }
 
+INSTANTIATE_TEST_SUITE_P(Device, FuzzCorpusTest,
+                         testing::ValuesIn(DeviceFuzzTargets().begin(), DeviceFuzzTargets().end()),
+                         [](const auto& target) { return std::string(target.param.name); });
 INSTANTIATE_TEST_SUITE_P(Ssd, FuzzCorpusTest,
                          testing::ValuesIn(SsdFuzzTargets().begin(), SsdFuzzTargets().end()),
                          [](const auto& target) { return std::string(target.param.name); });

@@ -30,9 +30,14 @@ void FuzzSsdSlotHeader(FuzzInput input);  // and a region's header
 void FuzzSsdLog(FuzzInput input);         // pages of a log region, replayed
 void FuzzVolumeTable(FuzzInput input);    // of a raw device
 
+void FuzzDeviceReport(FuzzInput input);
+void FuzzDeviceOptions(FuzzInput input);  // of a Welcome
+void FuzzCurveFile(FuzzInput input);
+
 void FuzzTrace(FuzzInput input);  // a trace file of any format, packed or plain
 
 std::span<const FuzzTarget> FuzzTargets();
+std::span<const FuzzTarget> DeviceFuzzTargets();
 std::span<const FuzzTarget> SsdFuzzTargets();
 std::span<const FuzzTarget> TraceFuzzTargets();
 

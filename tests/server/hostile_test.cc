@@ -1,5 +1,7 @@
 // Clients that break the protocol: each is dropped, a good engine beside it notices nothing.
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -28,6 +30,23 @@ void WriteRaw(RawClient& client, uint64_t position, shm::Message message) {
   client.view().request_slots[position % shm::kRingSlots] = message;
   std::atomic_thread_fence(std::memory_order_seq_cst);
   client.RingDaemon();
+}
+
+shm::DeviceReportBody Report() {
+  shm::DeviceReportBody body;
+  std::strcpy(body.device, "NVIDIA H200");
+  body.num_points = 2;
+  body.points[0].fragment_bytes = 4096;
+  body.points[1].fragment_bytes = 8192;
+  return body;
+}
+
+Attack BadReport(const char* name, void (*spoil)(shm::DeviceReportBody* body)) {
+  return {name, true, [spoil](RawEngine& e) {
+            shm::DeviceReportBody body = Report();
+            spoil(&body);
+            e.worker().Push(OfType(18), shm::AsBytes(body));
+          }};
 }
 
 std::vector<Attack> Attacks() {
@@ -80,6 +99,31 @@ std::vector<Attack> Attacks() {
        }},
       {"end of an op never sent", true,
        [](RawEngine& e) { e.worker().ReportDone(OfType(48), 4242); }},
+      {"a device report from a scheduler", false,
+       [](RawEngine& e) { e.scheduler().Push(OfType(18), shm::AsBytes(Report())); }},
+      {"a device report without a payload", true,
+       [](RawEngine& e) { e.worker().Push(OfType(18)); }},
+      {"a device report one byte short", true,
+       [](RawEngine& e) {
+         const shm::DeviceReportBody body = Report();
+         e.worker().Push(OfType(18), shm::AsBytes(body).first(sizeof(body) - 1));
+       }},
+      BadReport("a device's name without an end",
+                [](auto* b) { std::memset(b->device, 'x', sizeof(b->device)); }),
+      BadReport("a device's problem without an end",
+                [](auto* b) { std::memset(b->problem, 'x', sizeof(b->problem)); }),
+      BadReport("too many points", [](auto* b) { b->num_points = 17; }),
+      BadReport("points without end", [](auto* b) { b->num_points = 0xffffffff; }),
+      BadReport("sizes that fall", [](auto* b) { b->points[1].fragment_bytes = 4095; }),
+      BadReport("a size twice", [](auto* b) { b->points[1].fragment_bytes = 4096; }),
+      BadReport("a size of nothing", [](auto* b) { b->points[0].fragment_bytes = 0; }),
+      BadReport("a rate below nothing", [](auto* b) { b->points[0].kernel[1] = -1; }),
+      BadReport(
+          "a rate that is no number",
+          [](auto* b) { b->points[1].copy_engine[0] = std::numeric_limits<float>::quiet_NaN(); }),
+      BadReport("a rate without limit",
+                [](auto* b) { b->points[1].kernel[0] = std::numeric_limits<float>::infinity(); }),
+      BadReport("a yes or no that is neither", [](auto* b) { b->pinning_refused = 2; }),
       {"payload longer than allowed", false,
        [](RawEngine& e) {
          shm::Message m = OfType(1);

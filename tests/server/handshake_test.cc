@@ -59,6 +59,12 @@ TEST_F(HandshakeTest, WrongHellosAreRejectedWithASentence) {
   EXPECT_THAT(Rejection(hello, SchedulerText("m")), HasSubstr("world size"));
   EXPECT_THAT(Rejection(WorkerHello(1, 2, 2), "layout"), HasSubstr("rank 2"));
   EXPECT_THAT(Rejection(WorkerHello(1, 0, 1, 0), "layout"), HasSubstr("no bytes"));
+  hello = WorkerHello(1);
+  hello.flags = 2;
+  EXPECT_THAT(Rejection(hello, "layout"), HasSubstr("reserved"));
+  hello = SchedulerHello(1);
+  hello.flags = shm::kReplicated;
+  EXPECT_THAT(Rejection(hello, SchedulerText("m")), HasSubstr("reserved"));
   EXPECT_THAT(Rejection(SchedulerHello(1), "no zero byte"), HasSubstr("label"));
   RawEngine good(Socket(), 2);
   good.ExpectWorks(10);

@@ -2,6 +2,7 @@
 // another, through the arena, and come back after the daemon was replaced.
 #include <chrono>
 #include <cstring>
+#include <set>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -27,28 +28,35 @@ struct ChainSource : HashSource {
   std::vector<BlockHash> chain;
 };
 
-// An engine of one rank: its memory, both sessions, and steps.
+// An engine of one rank, or of several replicas: its memory, its sessions, and steps.
 class SessionEngine {
  public:
-  SessionEngine(const std::string& socket, uint64_t id)
-      : hashes_(7), memory_(kBlocks * kBlockBytes) {
+  SessionEngine(const std::string& socket, uint64_t id, uint32_t ranks = 1)
+      : hashes_(7), memory_(ranks, std::vector<std::byte>(kBlocks * kBlockBytes)) {
     SchedulerOptions options;
     options.socket_path = socket;
     options.engine_id[0] = id;
+    options.world_size = ranks;
     options.tokens_per_block = kTokens;
     options.label = "sessions";
     options.fingerprint = "fp";
     options.lookup_wait_us = 50000;
     options.lookup_timeout_ms = 2000;
     options.min_load_tokens = 0;
-    WorkerOptions worker;
-    worker.socket_path = socket;
-    worker.engine_id[0] = id;
     auto scheduler_or = SchedulerSession::Open(options, &hashes_);
-    auto worker_or = WorkerSession::Open(worker, Layout());
-    EXPECT_TRUE(scheduler_or.ok() && worker_or.ok()) << scheduler_or.status() << worker_or.status();
+    EXPECT_TRUE(scheduler_or.ok()) << scheduler_or.status();
     scheduler_ = std::move(*scheduler_or);
-    worker_ = std::move(*worker_or);
+    for (uint32_t rank = 0; rank < ranks; ++rank) {
+      WorkerOptions worker;
+      worker.socket_path = socket;
+      worker.engine_id[0] = id;
+      worker.rank = rank;
+      worker.world_size = ranks;
+      worker.replicated = ranks > 1;
+      auto worker_or = WorkerSession::Open(worker, Layout(rank));
+      EXPECT_TRUE(worker_or.ok()) << worker_or.status();
+      workers_.push_back(std::move(*worker_or));
+    }
   }
 
   SchedulerSession& scheduler() { return *scheduler_; }
@@ -80,26 +88,35 @@ class SessionEngine {
   }
   // A step without news: engines poll at every one.
   void Idle() {
-    WorkerSession::Report report;
-    worker_->Poll(&report);
-    EXPECT_TRUE(report.loads.empty());
+    for (const auto& worker : workers_) {
+      WorkerSession::Report report;
+      worker->Poll(&report);
+      EXPECT_TRUE(report.loads.empty());
+    }
   }
-  // Waits for the report of the request's load; the number of failed blocks, -1 when none came.
+  // Waits for the report of the request's load by every rank; the number of failed blocks, -1 when
+  // one did not come.
   int AwaitLoad(const std::string& id) {
     WorkerSession::Report report;
-    for (int i = 0; i < 5000; ++i) {
-      worker_->Poll(&report);
-      if (!report.loads.empty()) {
+    std::set<uint32_t> reported;
+    int failed = 0;
+    for (int i = 0; i < 5000 && reported.size() < workers_.size(); ++i) {
+      for (uint32_t rank = 0; rank < workers_.size(); ++rank) {
+        workers_[rank]->Poll(&report);
+        if (report.loads.empty()) continue;
         EXPECT_EQ(report.loads.front(), id);
-        scheduler_->LoadEnded(id, !report.failed_block_ids.empty());
-        return static_cast<int>(report.failed_block_ids.size());
+        EXPECT_TRUE(reported.insert(rank).second);
+        failed += static_cast<int>(report.failed_block_ids.size());
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    return -1;
+    if (reported.size() < workers_.size()) return -1;
+    scheduler_->LoadEnded(id, failed > 0);
+    return failed;
   }
+  AgentStats StatsOf(uint32_t rank) const { return workers_[rank]->stats().agent; }
   std::string Explain() const {
-    const WorkerStats w = worker_->stats();
+    const WorkerStats w = workers_[0]->stats();
     const SchedulerStats s = scheduler_->stats();
     return absl::StrCat("worker: failed ", w.agent.failed, ", refused ", w.agent.refused,
                         ", orphans ", w.agent.orphans, ", loads failed ", w.loads_failed,
@@ -107,42 +124,51 @@ class SessionEngine {
                         "; scheduler: breaker opens ", s.breaker_opens, ", ring full ", s.ring_full,
                         ", load failures ", s.load_failures, "; daemon: ");
   }
+  // On every rank.
   bool Holds(uint32_t block, uint32_t position) const {
+    for (uint32_t rank = 0; rank < workers_.size(); ++rank) {
+      if (!Holds(rank, block, position)) return false;
+    }
+    return true;
+  }
+
+ private:
+  bool Holds(uint32_t rank, uint32_t block, uint32_t position) const {
     for (int layer = 0; layer < kLayers; ++layer) {
-      const std::byte* bytes = At(block, layer);
+      const std::byte* bytes = At(rank, block, layer);
       for (uint32_t i = 0; i < kBlockBytes / kLayers; ++i) {
         if (bytes[i] != Value(position, layer, i)) return false;
       }
     }
     return true;
   }
-
- private:
-  KvLayout Layout() {
+  KvLayout Layout(uint32_t rank) {
     KvGroup group;
     group.num_blocks = kBlocks;
     group.tokens_per_block = kTokens;
     for (int layer = 0; layer < kLayers; ++layer) {
       LayerView view;
-      view.base = reinterpret_cast<uintptr_t>(At(0, layer));
+      view.base = reinterpret_cast<uintptr_t>(At(rank, 0, layer));
       view.block_stride_bytes = kBlockBytes / kLayers;
       view.fragment_bytes = kBlockBytes / kLayers;
       group.layers.push_back(view);
     }
     return {{group}, "test layout"};
   }
-  std::byte* At(uint32_t block, int layer) const {
+  std::byte* At(uint32_t rank, uint32_t block, int layer) const {
     constexpr size_t kLayerBytes = kBlocks * kBlockBytes / kLayers;
-    return const_cast<std::byte*>(memory_.data()) + static_cast<size_t>(layer) * kLayerBytes +
+    return const_cast<std::byte*>(memory_[rank].data()) + static_cast<size_t>(layer) * kLayerBytes +
            block * (kBlockBytes / kLayers);
   }
   static std::byte Value(uint32_t position, int layer, uint32_t i) {
     return static_cast<std::byte>(position * 31 + static_cast<uint32_t>(layer) * 7 + i * 3 + 1);
   }
   void Fill(uint32_t block, uint32_t position) {
-    for (int layer = 0; layer < kLayers; ++layer) {
-      for (uint32_t i = 0; i < kBlockBytes / kLayers; ++i)
-        At(block, layer)[i] = Value(position, layer, i);
+    for (uint32_t rank = 0; rank < workers_.size(); ++rank) {
+      for (int layer = 0; layer < kLayers; ++layer) {
+        for (uint32_t i = 0; i < kBlockBytes / kLayers; ++i)
+          At(rank, block, layer)[i] = Value(position, layer, i);
+      }
     }
   }
   static std::vector<uint32_t> Ids(uint32_t first_block) {
@@ -153,15 +179,17 @@ class SessionEngine {
   void Execute() {
     const std::span<const std::byte> plan = scheduler_->EndStep();
     if (plan.empty()) return;
-    worker_->Fence(plan);
-    worker_->Bind(plan);
-    worker_->StepDone();
+    for (const auto& worker : workers_) {
+      worker->Fence(plan);
+      worker->Bind(plan);
+      worker->StepDone();
+    }
   }
 
   ChainSource hashes_;
-  std::vector<std::byte> memory_;
+  std::vector<std::vector<std::byte>> memory_;  // by rank
   std::unique_ptr<SchedulerSession> scheduler_;
-  std::unique_ptr<WorkerSession> worker_;
+  std::vector<std::unique_ptr<WorkerSession>> workers_;
 };
 
 class SessionsTest : public DaemonTest {
@@ -198,6 +226,30 @@ TEST_F(SessionsTest, ASecondEnginesFirstRequestHits) {
   ASSERT_TRUE(first.scheduler().WaitReady(5000) && second.scheduler().WaitReady(5000));
   RoundTrip(&first, "a");
   LoadAgain(&second, "b");
+}
+
+// Three ranks with the same bytes: each block is stored by one of them and loaded by all, and those
+// that store nothing wait for nothing.
+TEST_F(SessionsTest, ReplicasStoreOnceAndAllLoad) {
+  constexpr uint32_t kRanks = 3;
+  SessionEngine engine(Socket(), 1, kRanks);
+  ASSERT_TRUE(engine.scheduler().WaitReady(5000));
+  RoundTrip(&engine, "a");
+  uint64_t stored = 0, refused = 0;
+  ASSERT_TRUE(Eventually([&] {
+    stored = refused = 0;
+    for (uint32_t rank = 0; rank < kRanks; ++rank) {
+      stored += engine.StatsOf(rank).store_bytes;
+      refused += engine.StatsOf(rank).refused;
+    }
+    return refused == kRanks - 1;
+  }));
+  EXPECT_EQ(stored, uint64_t{kPrompt} * kBlockBytes);
+  for (uint32_t rank = 0; rank < kRanks; ++rank) {
+    EXPECT_EQ(engine.StatsOf(rank).load_bytes, uint64_t{kPrompt} * kBlockBytes) << rank;
+    EXPECT_EQ(engine.StatsOf(rank).orphans, 0u) << rank;
+  }
+  EXPECT_EQ(Status().clients_dropped(), 0u);
 }
 
 TEST_F(SessionsTest, BothSidesFindAReplacedDaemonWithinASecond) {

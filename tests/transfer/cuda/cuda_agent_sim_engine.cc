@@ -226,7 +226,6 @@ void CudaAgentSim::SwitchStream() {
   fake_.Launch(
       next, [] {}, {}, reached);
   compute_ = next;
-  agent_->SetComputeStream(reinterpret_cast<uint64_t>(compute_));
 }
 
 void CudaAgentSim::BeginCapture() {
@@ -291,6 +290,7 @@ void CudaAgentSim::LoseOrFail() {
 // What a step's metadata brings: blocks with new owners, preempted requests, loads, stores.
 void CudaAgentSim::Bind() {
   if (!capturing_ && rng_.OneIn(25)) SwitchStream();
+  agent_->SetComputeStream(reinterpret_cast<uint64_t>(compute_));
   if (rng_.OneIn(5)) RevokeOne();
   if (rng_.OneIn(2)) Overwrite(PickBlocks(6, false));
   for (uint64_t i = rng_.Below(3); i > 0 && !capturing_; --i) {

@@ -174,12 +174,12 @@ void PyScheduler::NewRequest(nb::handle request, bool cacheable, double continue
   session()->NewRequest(text, Number(Attribute(request, names_->num_prompt_tokens)), hint);
 }
 
-nb::object PyScheduler::MatchedTokens(nb::handle request, uint32_t num_computed_tokens) {
+nb::tuple PyScheduler::MatchedTokens(nb::handle request, uint32_t num_computed_tokens) {
   const nb::object id = Attribute(request, names_->request_id);
   const int64_t tokens = session()->MatchedTokens(Text(id), num_computed_tokens,
                                                   Number(Attribute(request, names_->num_tokens)));
-  if (tokens == SchedulerSession::kAskAgain) return nb::none();
-  return nb::int_(tokens);
+  if (tokens == SchedulerSession::kAskAgain) return nb::make_tuple(nb::none(), false);
+  return nb::make_tuple(tokens, tokens > 0 && !session()->OfferIsLayerwise(Text(id)));
 }
 
 void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks,
@@ -206,8 +206,9 @@ void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks,
     if (i + kAhead < size) PrefetchBlockId(items[i + kAhead]);
     block_ids_.push_back(BlockId(items[i]));
   }
+  const bool layerwise = session()->OfferIsLayerwise(text);
   session()->BlocksAllocated(text, block_ids_, num_external_tokens);
-  loads_[std::string(text)] = false;
+  loads_[std::string(text)] = {.delivered = false, .layerwise = layerwise};
 }
 
 void PyScheduler::PrefetchBlockId(PyObject* block) const {
@@ -282,7 +283,7 @@ nb::bytes PyScheduler::Step(nb::handle output) {
   StepCached(Attribute(output, names_->scheduled_cached_reqs), num_scheduled);
   const std::span<const std::byte> plan = session->EndStep();
   nb::bytes bytes(reinterpret_cast<const char*>(plan.data()), plan.size());
-  for (auto& [id, delivered] : loads_) delivered = true;
+  for (auto& [id, promise] : loads_) promise.delivered = true;
   return bytes;
 }
 
@@ -308,7 +309,8 @@ std::vector<std::string> PyScheduler::LoadsInto(const std::vector<uint32_t>& blo
   std::vector<uint32_t> wanted = block_ids;
   std::sort(wanted.begin(), wanted.end());
   std::vector<std::string> hit;
-  for (const auto& [id, delivered] : loads_) {
+  for (const auto& [id, promise] : loads_) {
+    if (promise.layerwise) continue;
     const std::span<const uint32_t> own = session()->LoadBlocks(id);
     if (std::any_of(own.begin(), own.end(), [&](uint32_t block) {
           return std::binary_search(wanted.begin(), wanted.end(), block);
@@ -319,12 +321,26 @@ std::vector<std::string> PyScheduler::LoadsInto(const std::vector<uint32_t>& blo
   return hit;
 }
 
-std::vector<std::pair<std::string, std::vector<uint32_t>>> PyScheduler::UndeliveredLoads() const {
-  std::vector<std::pair<std::string, std::vector<uint32_t>>> result;
-  for (const auto& [id, delivered] : loads_) {
-    if (delivered) continue;
+std::vector<std::tuple<std::string, std::vector<uint32_t>, bool>> PyScheduler::UndeliveredLoads()
+    const {
+  std::vector<std::tuple<std::string, std::vector<uint32_t>, bool>> result;
+  for (const auto& [id, promise] : loads_) {
+    if (promise.delivered) continue;
     const std::span<const uint32_t> own = session()->LoadBlocks(id);
-    result.emplace_back(id, std::vector<uint32_t>(own.begin(), own.end()));
+    result.emplace_back(id, std::vector<uint32_t>(own.begin(), own.end()), promise.layerwise);
+  }
+  return result;
+}
+
+std::vector<std::pair<std::string, std::vector<uint32_t>>> PyScheduler::LayerLoadsEnded(
+    const std::vector<std::pair<uint64_t, bool>>& ends) {
+  std::vector<std::pair<std::string, std::vector<uint32_t>>> result;
+  for (const auto& [key, failed] : ends) {
+    std::string id;
+    std::vector<uint32_t> tainted = session()->LayerLoadEnded(key, failed, &id);
+    if (id.empty()) continue;
+    loads_.erase(id);
+    if (!tainted.empty()) result.emplace_back(std::move(id), std::move(tainted));
   }
   return result;
 }
@@ -357,6 +373,8 @@ nb::dict PyScheduler::Stats() const {
   FLEXKV_PUT(stampede_waits);
   FLEXKV_PUT(ring_full);
   FLEXKV_PUT(reattaches);
+  FLEXKV_PUT(layer_loads);
+  FLEXKV_PUT(layer_loads_failed);
   FLEXKV_PUT(prompt_tokens);
   FLEXKV_PUT(engine_matched_tokens);
   FLEXKV_PUT(offered_tokens);

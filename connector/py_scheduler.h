@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -63,8 +64,8 @@ class PyScheduler {
   void SetBlockTable(nb::object block_ids_of) { hashes_.SetBlockTable(std::move(block_ids_of)); }
   // Negative hint values: not known.
   void NewRequest(nb::handle request, bool cacheable, double continue_p, double expected_in_s);
-  // Tokens that can be loaded; None: ask again.
-  nb::object MatchedTokens(nb::handle request, uint32_t num_computed_tokens);
+  // (tokens that can be loaded, whether asynchronously); (None, False): ask again.
+  nb::tuple MatchedTokens(nb::handle request, uint32_t num_computed_tokens);
   // `blocks` is a KVCacheBlocks; read only when there is something to load.
   void BlocksAllocated(nb::handle request, nb::handle blocks, uint32_t num_external_tokens);
   // A step: the plan for the workers, from the engine's SchedulerOutput.
@@ -75,10 +76,14 @@ class PyScheduler {
   bool FinishWithStore(nb::handle request, const std::vector<uint32_t>& block_ids,
                        uint32_t num_computed_tokens);
   bool LoadOutstanding(std::string_view id) const { return session()->LoadOutstanding(id); }
-  // Requests with a load under way into any of these GPU blocks.
+  // What a worker tells of layerwise loads: (op, failed). Of those that have thereby failed on all
+  // ranks: (request, GPU blocks that are not to be trusted).
+  std::vector<std::pair<std::string, std::vector<uint32_t>>> LayerLoadsEnded(
+      const std::vector<std::pair<uint64_t, bool>>& ends);
+  // Requests with an asynchronous load under way into any of these GPU blocks.
   std::vector<std::string> LoadsInto(const std::vector<uint32_t>& block_ids) const;
-  // (request, GPU blocks) of loads that no plan has carried to the workers yet.
-  std::vector<std::pair<std::string, std::vector<uint32_t>>> UndeliveredLoads() const;
+  // (request, GPU blocks, layerwise) of loads that no plan has carried to the workers yet.
+  std::vector<std::tuple<std::string, std::vector<uint32_t>, bool>> UndeliveredLoads() const;
   bool ResetCache(uint32_t timeout_ms);
   bool WaitReady(uint32_t timeout_ms);
   nb::dict Stats() const;
@@ -99,8 +104,12 @@ class PyScheduler {
   Py_ssize_t block_id_offset_ = 0;
   RequestHashes hashes_;  // outlives the session
   std::unique_ptr<SchedulerSession> session_;
-  std::unordered_map<std::string, bool> loads_;  // under way; true once a plan carried it
-  std::vector<uint32_t> block_ids_;              // reused
+  struct Promise {
+    bool delivered = false;  // a plan carried it
+    bool layerwise = false;
+  };
+  std::unordered_map<std::string, Promise> loads_;  // under way
+  std::vector<uint32_t> block_ids_;                 // reused
 };
 
 }  // namespace flexkv::python

@@ -21,6 +21,11 @@ def default_socket_dir() -> Path:
     return Path(f"/tmp/flexkv-{os.getuid()}")
 
 
+def default_cache_dir() -> Path:
+    """$XDG_CACHE_HOME/flexkv, else ~/.cache/flexkv: what was measured once and need not be again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flexkv"
+
+
 def program(name: str) -> str | None:
     """The program that came with this package, else the one on PATH."""
     packaged = Path(__file__).parent / "bin" / name

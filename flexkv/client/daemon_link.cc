@@ -48,12 +48,27 @@ void Channel::Sleep(TimeNs timeout_ns) {
   shm::SleepOnBell(bell(), timeout_ns, [this] { return HasCompletion(); });
 }
 
+void SegmentTable::Notify(OnMapped on_mapped, OnGone on_gone) {
+  on_mapped_ = std::move(on_mapped);
+  on_gone_ = std::move(on_gone);
+}
+
 void SegmentTable::Add(SegmentId segment, SharedMapping mapping) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    segments_.insert_or_assign(segment, std::move(mapping));
+    if (segments_.contains(segment)) return;  // sent twice: the first stays
+  }
+  if (on_mapped_) on_mapped_(segment, mapping.span());
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    segments_.emplace(segment, std::move(mapping));
   }
   arrived_.notify_all();
+}
+
+void SegmentTable::Unmap(std::map<SegmentId, SharedMapping> segments) {
+  if (!on_gone_) return;
+  for (const auto& [segment, mapping] : segments) on_gone_(segment);
 }
 
 void SegmentTable::Retire(SegmentId segment) {
@@ -65,14 +80,23 @@ void SegmentTable::Retire(SegmentId segment) {
 }
 
 void SegmentTable::Sweep() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  retired_.clear();
+  std::map<SegmentId, SharedMapping> gone;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    gone.swap(retired_);
+  }
+  Unmap(std::move(gone));
 }
 
 void SegmentTable::Clear() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  segments_.clear();
-  retired_.clear();
+  std::map<SegmentId, SharedMapping> gone;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    gone.swap(segments_);
+    gone.merge(retired_);
+    retired_.clear();
+  }
+  Unmap(std::move(gone));
 }
 
 bool SegmentTable::HasRetired() const {

@@ -61,9 +61,15 @@ class Channel {
   std::atomic<bool> alive_{true};
 };
 
-// Segments received from the daemon, by id; mapped at arrival. Thread-safe.
+// Segments received from the daemon, by id; mapped at arrival. Thread-safe. The device's side of
+// the process may want to know them (to register them): it is told before anybody can find a
+// segment, and before it is unmapped.
 class SegmentTable {
  public:
+  using OnMapped = std::function<void(SegmentId, std::span<std::byte>)>;
+  using OnGone = std::function<void(SegmentId)>;
+  // Before the first Add. Called on the threads that call the methods below, without a lock held.
+  void Notify(OnMapped on_mapped, OnGone on_gone);
   void Add(SegmentId segment, SharedMapping mapping);
   void Retire(SegmentId segment);  // unmapped by the next Sweep
   void Sweep();                    // REQUIRES: nobody uses retired segments
@@ -73,6 +79,10 @@ class SegmentTable {
   std::span<std::byte> Find(SegmentId segment, TimeNs timeout_ns);
 
  private:
+  void Unmap(std::map<SegmentId, SharedMapping> segments);
+
+  OnMapped on_mapped_;
+  OnGone on_gone_;
   mutable std::mutex mutex_;  // taken by the link's thread and the agent's thread, once per op
   std::condition_variable arrived_;
   std::map<SegmentId, SharedMapping> segments_;

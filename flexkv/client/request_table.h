@@ -43,7 +43,8 @@ struct SchedulerRequest {
   bool recorded = false;               // counted in the hit rate
   uint32_t local_computed_tokens = 0;  // at the latest MatchedTokens
   uint32_t offered_tokens = 0;
-  TimeNs blocked_since = 0;  // waiting for another request's load of the same prefix
+  bool offered_layerwise = false;  // the latest offer: to be computed with in the same step
+  TimeNs blocked_since = 0;        // waiting for another request's load of the same prefix
 
   std::vector<uint32_t> block_ids;  // GPU block ids from the first token on
   uint32_t stored_blocks =
@@ -62,6 +63,10 @@ struct SchedulerLoad {
   std::vector<uint32_t> block_ids;
   bool lost = false;   // its daemon is gone: others need not wait for it
   bool ended = false;  // arrived, but the engine has not looked at the request since
+  // Computed with while it arrives: the engine has the blocks in its prefix cache already.
+  bool layerwise = false;
+  bool failed = false;      // layerwise: on a rank that has told
+  uint32_t ranks_left = 0;  // layerwise: have not told yet
 };
 
 // Requests by id. Pointers stay valid until Erase, shared ones longer.

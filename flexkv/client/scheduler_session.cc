@@ -31,29 +31,29 @@ constexpr uint32_t kMaxUnrung = shm::kRingSlots / 4;
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
-// GPU blocks that an unfinished store still reads, and the op that does.
-class StoreSources {
+// GPU blocks that unfinished ops use, and the ops that do.
+class BlockUsers {
  public:
   void Add(OpKey key, std::span<const uint32_t> block_ids) {
     std::vector<uint32_t>& blocks = by_op_[key];
     blocks.assign(block_ids.begin(), block_ids.end());
     for (uint32_t block : blocks) {
-      if (block >= readers_.size()) readers_.resize(block + 1);
-      ++readers_[block];
+      if (block >= users_.size()) users_.resize(block + 1);
+      ++users_[block];
     }
   }
   void Ended(OpKey key) {
     auto it = by_op_.find(key);
     if (it == by_op_.end()) return;
-    for (uint32_t block : it->second) --readers_[block];
+    for (uint32_t block : it->second) --users_[block];
     by_op_.erase(it);
   }
-  bool IsRead(uint32_t block) const { return block < readers_.size() && readers_[block] > 0; }
+  bool Uses(uint32_t block) const { return block < users_.size() && users_[block] > 0; }
   bool empty() const { return by_op_.empty(); }
   size_t size() const { return by_op_.size(); }
 
  private:
-  std::vector<uint32_t> readers_;
+  std::vector<uint32_t> users_;
   absl::flat_hash_map<OpKey, std::vector<uint32_t>> by_op_;
 };
 
@@ -76,7 +76,8 @@ struct SchedulerSession::Impl {
   // Ended, and the daemon not told yet: it keeps their chains until it is.
   std::vector<RequestKey> ended_requests;
   Loads loads;
-  StoreSources sources;
+  BlockUsers sources;       // of stores: who overwrites these, fences
+  BlockUsers layer_blocks;  // of layerwise loads that are not known to have arrived
   OpKey next_op = 1;
   uint32_t next_sequence = 1;
   uint64_t reset_number = 0, reset_answered = 0;
@@ -91,6 +92,7 @@ struct SchedulerSession::Impl {
     bool dead;
     std::vector<uint32_t> block_ids;
     std::string request_id;
+    bool layerwise = false;
   };
   std::vector<NewOp> step_ops;             // loads since the last plan, stores of this step
   std::vector<uint32_t> new_owner_blocks;  // blocks that got an owner since the last plan
@@ -119,12 +121,17 @@ struct SchedulerSession::Impl {
   void AwaitAnswer(SchedulerRequest* request);
   bool BlockedByOtherLoad(SchedulerRequest* request, uint32_t first_block);
   uint32_t WorthLoading(SchedulerRequest* request, uint32_t hit, uint32_t computed);
+  uint32_t LayerwiseTokens(const SchedulerRequest& request, uint32_t external, uint32_t computed,
+                           uint32_t num_tokens) const;
+  bool UsesLayerBlocks(const SchedulerRequest& request) const;
   uint32_t MinLoadTokens() const;
   void ReleaseLease(SchedulerRequest* request);
   void StartLoad(SchedulerRequest* request, uint32_t num_external_tokens);
   void SettleLoad(std::string_view id);
-  // Of the request, under way or (ended) waiting to be settled; loads.end() when there is none.
+  // Asynchronous, of the request, under way or (ended) waiting to be settled; loads.end() when
+  // there is none.
   Loads::iterator FindLoad(std::string_view id, bool ended);
+  SchedulerRequest* RecordEnd(const SchedulerLoad& load, bool failed);
   void RecordGet(SchedulerRequest* request, uint32_t taken_tokens);
   // The op's key, 0 when nothing was offered.
   OpKey Store(SchedulerRequest* request, uint32_t num_computed_after);
@@ -151,7 +158,7 @@ bool SchedulerSession::Impl::Usable() {
 void SchedulerSession::Impl::OnEngineChanged() {
   breaker_open = false;
   ended_requests.clear();
-  sources = StoreSources();  // the workers' agents drop ops of the old daemon by themselves
+  sources = BlockUsers();  // the workers' agents drop ops of the old daemon by themselves
   requests.ForEach([](SchedulerRequest* request) {
     request->hashes_sent = 0;
     request->lookup = LookupState::kNone;
@@ -306,7 +313,10 @@ void SchedulerSession::Impl::AwaitAnswer(SchedulerRequest* request) {
 
 bool SchedulerSession::Impl::BlockedByOtherLoad(SchedulerRequest* request, uint32_t first_block) {
   for (const auto& [key, load] : loads) {
-    if (load.lost || !load.Covers(first_block) || first_block >= request->hashes.size()) continue;
+    if (load.lost || load.layerwise || !load.Covers(first_block) ||
+        first_block >= request->hashes.size()) {
+      continue;
+    }
     if (!(load.request->hashes[first_block] == request->hashes[first_block])) continue;
     const TimeNs now = clock.Now();
     if (request->blocked_since == 0) {
@@ -361,6 +371,7 @@ int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_comput
   if (!impl.Usable()) return 0;
   impl.Drain();
   request->local_computed_tokens = num_computed_tokens;
+  request->offered_layerwise = false;
   if (!impl.ready) return 0;
   if (request->lookup == LookupState::kAnswered &&
       impl.clock.Now() - request->answered_at > impl.options.answer_lifetime_ms * kNsPerMs) {
@@ -393,8 +404,28 @@ int64_t SchedulerSession::MatchedTokens(std::string_view id, uint32_t num_comput
   }
   const auto first_block = static_cast<uint32_t>(num_computed_tokens / block);
   if (impl.BlockedByOtherLoad(request, first_block)) return kAskAgain;
-  request->offered_tokens = external;
-  return external;
+  const uint32_t layerwise =
+      impl.LayerwiseTokens(*request, external, num_computed_tokens, num_tokens);
+  request->offered_layerwise = layerwise > 0;
+  request->offered_tokens = layerwise > 0 ? layerwise : external;
+  return request->offered_tokens;
+}
+
+bool SchedulerSession::OfferIsLayerwise(std::string_view id) const {
+  if (!impl_->options.layerwise_loads) return false;
+  const SchedulerRequest* request = impl_->requests.Find(View(id));
+  return request != nullptr && request->offered_layerwise;
+}
+
+// How many of `external` tokens behind the first `computed` ones to load layer by layer; 0: load
+// them asynchronously.
+uint32_t SchedulerSession::Impl::LayerwiseTokens(const SchedulerRequest& request, uint32_t external,
+                                                 uint32_t computed, uint32_t num_tokens) const {
+  if (!options.layerwise_loads || options.reduced) return 0;
+  if (request.warm_blocks < request.matched_blocks || request.lease == 0) return 0;
+  const uint32_t block = options.tokens_per_block;
+  const uint32_t most = num_tokens > 0 ? (num_tokens - 1) / block * block : 0;
+  return most > computed ? std::min(external, most - computed) : 0;
 }
 
 // --- loads --------------------------------------------------------------------------------------
@@ -455,7 +486,14 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   const bool complete =
       count > 0 && load.count == count && size_t{load.first} + count <= request->hashes.size();
   const bool sent = complete && request->lease != 0 && Usable() && ready && Push(message);
-  step_ops.push_back({load.key, Route::kCpuToDevice, !sent, load.block_ids, request->id});
+  load.layerwise = std::exchange(request->offered_layerwise, false);
+  if (load.layerwise) {
+    RingIfDue();  // the step waits for the daemon's half
+    load.ranks_left = options.world_size;
+    layer_blocks.Add(load.key, load.block_ids);
+  }
+  step_ops.push_back(
+      {load.key, Route::kCpuToDevice, !sent, load.block_ids, request->id, load.layerwise});
   OwnBlocks(load.block_ids, 0);
   request->lease = 0;  // the daemon's op holds it now
   request->lookup = LookupState::kNone;
@@ -473,7 +511,7 @@ void SchedulerSession::Impl::SettleLoad(std::string_view id) {
 
 Loads::iterator SchedulerSession::Impl::FindLoad(std::string_view id, bool ended) {
   return std::find_if(loads.begin(), loads.end(), [&](const auto& entry) {
-    return entry.second.ended == ended && entry.second.request->id == id;
+    return entry.second.ended == ended && !entry.second.layerwise && entry.second.request->id == id;
   });
 }
 
@@ -496,25 +534,7 @@ void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
   Impl& impl = *impl_;
   const auto load = impl.FindLoad(id, /*ended=*/false);
   if (load == impl.loads.end()) return;
-  const uint32_t tokens = load->second.count * impl.options.tokens_per_block;
-  shm::GetRecordBody body;
-  if (failed) {
-    ++impl.stats.load_failures;
-    impl.stats.failed_tokens += tokens;
-    body.failed = tokens;
-  } else {
-    impl.stats.loaded_tokens += tokens;
-    body.loaded = tokens;
-  }
-  shm::Message message = shm::MakeMessage(shm::MessageType::kRecordGet);
-  message.request = load->second.request->key;
-  if (impl.Usable()) impl.Push(message, shm::AsBytes(body));
-  SchedulerRequest* request = impl.requests.Find(View(id));
-  if (request != nullptr && request->load == load->first) {
-    request->load = 0;
-    // Otherwise the engine would offer the same blocks for the same request for ever.
-    if (failed) request->nothing_external = true;
-  }
+  SchedulerRequest* request = impl.RecordEnd(load->second, failed);
   // The engine enters loaded blocks into its own prefix cache only when it next looks at this
   // request; until then others with the same prefix go on waiting (SettleLoad).
   if (failed || request == nullptr) {
@@ -522,6 +542,53 @@ void SchedulerSession::LoadEnded(std::string_view id, bool failed) {
   } else {
     load->second.ended = true;
   }
+}
+
+// Counts a load that is over on all ranks; its request, when it still waits for this load.
+SchedulerRequest* SchedulerSession::Impl::RecordEnd(const SchedulerLoad& load, bool failed) {
+  const uint32_t tokens = load.count * options.tokens_per_block;
+  shm::GetRecordBody body;
+  if (failed) {
+    ++stats.load_failures;
+    stats.failed_tokens += tokens;
+    body.failed = tokens;
+  } else {
+    stats.loaded_tokens += tokens;
+    body.loaded = tokens;
+  }
+  shm::Message message = shm::MakeMessage(shm::MessageType::kRecordGet);
+  message.request = load.request->key;
+  if (Usable()) Push(message, shm::AsBytes(body));
+  SchedulerRequest* request = requests.Find(View(load.request->id));
+  if (request != nullptr && request->load == load.key) {
+    request->load = 0;
+    // Otherwise the engine would offer the same blocks for the same request for ever.
+    if (failed) request->nothing_external = true;
+  }
+  return request;
+}
+
+std::vector<uint32_t> SchedulerSession::LayerLoadEnded(OpKey key, bool failed,
+                                                       std::string* request_id) {
+  Impl& impl = *impl_;
+  const auto found = impl.loads.find(key);
+  if (found == impl.loads.end() || !found->second.layerwise) return {};
+  SchedulerLoad& load = found->second;
+  load.failed |= failed;
+  if (--load.ranks_left > 0) return {};
+  ++(load.failed ? impl.stats.layer_loads_failed : impl.stats.layer_loads);
+  impl.RecordEnd(load, load.failed);
+  impl.layer_blocks.Ended(key);
+  std::vector<uint32_t> tainted;
+  if (load.failed) {
+    const std::vector<uint32_t>& table = load.request->block_ids;
+    const size_t first = std::min(size_t{load.first}, table.size());
+    tainted.assign(table.begin() + static_cast<ptrdiff_t>(first), table.end());
+    tainted.insert(tainted.end(), load.block_ids.begin(), load.block_ids.end());
+  }
+  if (request_id != nullptr) *request_id = load.request->id;
+  impl.loads.erase(found);
+  return tainted;
 }
 
 void SchedulerSession::RequestFinished(std::string_view id) {
@@ -540,8 +607,10 @@ bool SchedulerSession::LoadOutstanding(std::string_view id) const {
 }
 
 std::span<const uint32_t> SchedulerSession::LoadBlocks(std::string_view id) const {
-  const auto load = impl_->FindLoad(id, /*ended=*/false);
-  return load == impl_->loads.end() ? std::span<const uint32_t>() : load->second.block_ids;
+  for (const auto& [key, load] : impl_->loads) {
+    if (!load.ended && load.request->id == id) return load.block_ids;
+  }
+  return {};
 }
 
 // --- steps --------------------------------------------------------------------------------------
@@ -549,8 +618,16 @@ std::span<const uint32_t> SchedulerSession::LoadBlocks(std::string_view id) cons
 void SchedulerSession::Impl::OwnBlocks(std::span<const uint32_t> block_ids, uint32_t from) {
   if (sources.empty() || from >= block_ids.size()) return;
   for (uint32_t block : block_ids.subspan(from)) {
-    if (sources.IsRead(block)) new_owner_blocks.push_back(block);
+    if (sources.Uses(block)) new_owner_blocks.push_back(block);
   }
+}
+
+// Whether the request reads blocks of a layerwise load that is not known to have arrived: what it
+// computes is then not known to be right either.
+bool SchedulerSession::Impl::UsesLayerBlocks(const SchedulerRequest& request) const {
+  return !layer_blocks.empty() &&
+         std::any_of(request.block_ids.begin(), request.block_ids.end(),
+                     [this](uint32_t block) { return layer_blocks.Uses(block); });
 }
 
 // Offers the blocks that are full after this step. Drafts and placeholders have no hash yet, so the
@@ -569,7 +646,7 @@ OpKey SchedulerSession::Impl::Store(SchedulerRequest* request, uint32_t num_comp
   for (uint32_t i = request->stored_blocks; i < full; ++i) {
     if (request->block_ids[i] == kNullBlock) full = i;  // ends the loop: a hole ends the prefix
   }
-  if (full <= request->stored_blocks) return 0;
+  if (full <= request->stored_blocks || UsesLayerBlocks(*request)) return 0;
   shm::Message message = shm::MakeMessage(shm::MessageType::kPut);
   message.request = request->key;
   message.op = next_op;
@@ -665,7 +742,7 @@ std::span<const std::byte> SchedulerSession::EndStep() {
   impl.stats.fenced_blocks += impl.new_owner_blocks.size();
   impl.new_owner_blocks.clear();
   for (const Impl::NewOp& op : impl.step_ops) {
-    impl.plan.AddOp(op.key, op.route, op.block_ids, op.request_id, op.dead);
+    impl.plan.AddOp(op.key, op.route, op.block_ids, op.request_id, op.dead, op.layerwise);
     if (op.route == Route::kDeviceToCpu) impl.sources.Add(op.key, op.block_ids);
   }
   impl.step_ops.clear();

@@ -53,6 +53,10 @@ struct SchedulerOptions {
   bool block_tables_change = false;
   uint32_t answer_lifetime_ms =
       10000;  // a memoised answer older than this is asked for again (its lease may be over)
+  // Hits that lie in the daemon's memory as a whole are offered as layerwise loads: the engine
+  // computes with them in the very step that loads them (see OfferIsLayerwise). Not in the reduced
+  // mode.
+  bool layerwise_loads = false;
 };
 
 // GPU block id of the engine's null block: stands where a block is outside a sliding window. Holds
@@ -78,12 +82,13 @@ struct SchedulerStats {
   uint64_t lookups = 0, lookup_timeouts = 0, breaker_opens = 0, loads = 0, load_failures = 0,
            puts = 0, put_blocks = 0, fenced_blocks = 0, short_hits_skipped = 0, stampede_waits = 0,
            ring_full = 0, reattaches = 0;
+  uint64_t layer_loads = 0, layer_loads_failed = 0;  // ended on all ranks
   uint64_t prompt_tokens = 0, engine_matched_tokens = 0, offered_tokens = 0, taken_tokens = 0,
            loaded_tokens = 0, failed_tokens = 0;
   double prefill_tokens_per_s = 0, step_ms = 0, load_tokens_per_s = 0;
   uint64_t min_load_tokens = 0;
   uint64_t stores_under_way = 0;  // offered, and the daemon has not said that they are over
-  bool ready = false;  // attached, with all ranks
+  bool ready = false;             // attached, with all ranks
   bool breaker_open = false;
 };
 
@@ -102,6 +107,11 @@ class SchedulerSession {
   // yet.
   static constexpr int64_t kAskAgain = -1;
   int64_t MatchedTokens(std::string_view id, uint32_t num_computed_tokens, uint32_t num_tokens);
+  // Of the latest answer of MatchedTokens: whether the engine may compute with these blocks in the
+  // step that allocates them. Every block of the hit is in the daemon's memory, complete on every
+  // rank and leased; at least one token is left to compute. Such a load is no asynchronous one:
+  // LoadEnded knows nothing of it, its workers tell through LayerLoadEnded.
+  bool OfferIsLayerwise(std::string_view id) const;
   // The engine gave the request `block_ids` (all of them, from its first token on) and takes
   // `num_external_tokens`.
   void BlocksAllocated(std::string_view id, std::span<const uint32_t> block_ids,
@@ -114,6 +124,12 @@ class SchedulerSession {
                        uint32_t num_computed_tokens);
   // A load that was promised ended on all ranks; `failed` when any block of it did not arrive.
   void LoadEnded(std::string_view id, bool failed);
+  // A rank's worker tells that a layerwise load is over there (WorkerSession::Report). When it was
+  // the last rank, `request_id` says whose load it was; when the load has failed on any, the GPU
+  // blocks whose content is not to be trusted are returned (what was loaded, and what the request
+  // has behind it). Until then no block of a request that shares blocks with the load is stored: it
+  // may have been computed from bytes that did not arrive.
+  std::vector<uint32_t> LayerLoadEnded(OpKey key, bool failed, std::string* request_id = nullptr);
   // True while a load of this request is under way.
   bool LoadOutstanding(std::string_view id) const;
   // GPU block ids of the request's load under way (empty when none): to tell which failed blocks

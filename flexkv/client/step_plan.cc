@@ -63,7 +63,7 @@ void PlanBuilder::AddFence(uint32_t block_id) {
 }
 
 void PlanBuilder::AddOp(OpKey key, Route route, std::span<const uint32_t> block_ids,
-                        std::string_view request_id, bool dead) {
+                        std::string_view request_id, bool dead, bool layerwise) {
   if (header_.num_ops++ == 0) Pad(&bytes_);
   PlanOp op;
   op.key = key;
@@ -71,6 +71,7 @@ void PlanBuilder::AddOp(OpKey key, Route route, std::span<const uint32_t> block_
   op.num_blocks = static_cast<uint32_t>(block_ids.size());
   op.id_bytes = static_cast<uint32_t>(request_id.size());
   op.dead = dead ? 1 : 0;
+  op.layerwise = layerwise ? 1 : 0;
   Append(&bytes_, &op, sizeof(op));
   Append(&bytes_, block_ids.data(), block_ids.size_bytes());
   Append(&bytes_, request_id.data(), request_id.size());

@@ -22,7 +22,7 @@
 namespace flexkv {
 
 inline constexpr uint32_t kPlanMagic = 0x504b5846;  // "FXKP"
-inline constexpr uint32_t kPlanVersion = 1;
+inline constexpr uint32_t kPlanVersion = 2;
 
 struct PlanHeader {
   uint32_t magic = kPlanMagic;
@@ -37,10 +37,12 @@ struct PlanOp {
   uint64_t key = 0;
   uint32_t route = 0;  // Route
   uint32_t num_blocks = 0;
-  uint32_t id_bytes = 0;  // request id, loads only
-  uint32_t dead = 0;      // 1: the daemon was never asked; report failed at once (loads only)
+  uint32_t id_bytes = 0;   // request id, loads only
+  uint32_t dead = 0;       // 1: the daemon was never asked; report failed at once (loads only)
+  uint32_t layerwise = 0;  // 1: the engine computes with it in this very step (loads only)
+  uint32_t reserved = 0;
 };
-static_assert(sizeof(PlanOp) == 24);
+static_assert(sizeof(PlanOp) == 32);
 
 // Builds one plan into a buffer that is reused.
 class PlanBuilder {
@@ -48,7 +50,7 @@ class PlanBuilder {
   void Start(uint64_t number);
   void AddFence(uint32_t block_id);  // all fences before the first op
   void AddOp(OpKey key, Route route, std::span<const uint32_t> block_ids,
-             std::string_view request_id, bool dead);
+             std::string_view request_id, bool dead, bool layerwise = false);
   bool empty() const { return header_.num_fences == 0 && header_.num_ops == 0; }
   std::span<const std::byte> Finish();
 

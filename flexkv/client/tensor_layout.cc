@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <set>
+#include <map>
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
@@ -54,11 +54,11 @@ absl::StatusOr<LayerView> MakeLayerView(const TensorView& tensor) {
 
 }  // namespace
 
-absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors,
-                                    uint32_t tokens_per_block) {
+absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors, uint32_t tokens_per_block,
+                                    std::vector<uint32_t>* views) {
   KvGroup group;
   group.tokens_per_block = tokens_per_block;
-  std::set<std::tuple<uintptr_t, int64_t, uint32_t>> seen;
+  std::map<std::tuple<uintptr_t, int64_t, uint32_t>, uint32_t> seen;
   for (const TensorView& tensor : tensors) {
     absl::StatusOr<LayerView> view = MakeLayerView(tensor);
     if (!view.ok()) return view.status();
@@ -69,8 +69,11 @@ absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors,
       return absl::InvalidArgumentError(absl::StrCat("layer '", tensor.layer, "' has ", blocks,
                                                      " blocks, others have ", group.num_blocks));
     }
-    if (!seen.insert({view->base, view->block_stride_bytes, view->fragment_bytes}).second) continue;
-    group.layers.push_back(*std::move(view));
+    const auto [place, is_new] =
+        seen.try_emplace({view->base, view->block_stride_bytes, view->fragment_bytes},
+                         static_cast<uint32_t>(group.layers.size()));
+    if (views != nullptr) views->push_back(place->second);
+    if (is_new) group.layers.push_back(*std::move(view));
   }
   if (group.layers.empty()) return absl::InvalidArgumentError("there are no KV cache tensors");
   return group;

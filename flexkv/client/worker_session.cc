@@ -16,8 +16,11 @@
 #include "absl/strings/str_cat.h"
 #include "flexkv/base/thread_setup.h"
 #include "flexkv/client/daemon_link.h"
+#include "flexkv/client/device_wire.h"
 #include "flexkv/client/plan_board.h"
 #include "flexkv/client/step_plan.h"
+#include "flexkv/transfer/cuda/cuda_agent.h"
+#include "flexkv/transfer/cuda/cuda_library.h"
 
 namespace flexkv {
 namespace {
@@ -25,6 +28,7 @@ namespace {
 constexpr TimeNs kSegmentWaitNs =
     kNsPerSecond;  // a segment's packet is sent before the op that needs it
 constexpr TimeNs kPumpSleepNs = 100 * kNsPerMs;
+constexpr TimeNs kReportEveryNs = kNsPerSecond;
 constexpr int kBoardWaitMs = 100;
 constexpr int kMessagesPerTurn = 64;
 constexpr uint32_t kMaxOpBlocks = shm::kMaxPayload / sizeof(shm::OpBlock);
@@ -34,6 +38,7 @@ struct PendingLoad {
   TimeNs deadline = 0;
   uint64_t losses = 0;  // daemons lost before it was bound
   std::vector<uint32_t> block_ids;
+  bool layerwise = false;
 };
 
 // Reduced mode: the engine holds the request's blocks until this is reported.
@@ -53,6 +58,21 @@ class TableMapper : public SegmentMapper {
  private:
   SegmentTable* table_;
 };
+
+absl::StatusOr<std::unique_ptr<DeviceAgent>> MakeAgent(const WorkerOptions& options,
+                                                       KvLayout layout, SegmentMapper* mapper,
+                                                       std::function<void()> on_result) {
+  if (options.device < 0) {
+    return MakeHostAgent(options.agent, std::move(layout), mapper, std::move(on_result));
+  }
+  absl::StatusOr<std::unique_ptr<cuda::Api>> api = cuda::OpenLibrary(options.device);
+  if (!api.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV caches lie on a GPU, and FlexKV cannot use it: ", api.status().message()));
+  }
+  return MakeCudaAgent(options.agent, std::move(layout), mapper, *std::move(api),
+                       options.copy_curve_path, std::move(on_result));
+}
 
 // False: a newer daemon's message, or nonsense.
 bool IsOp(const shm::Message& message, size_t payload_bytes) {
@@ -102,6 +122,8 @@ struct WorkerSession::Impl {
   std::atomic<bool> results_waiting{false};
   std::atomic<bool> attached{false};
   std::atomic<uint64_t> losses{0};  // daemons lost so far
+  shm::DeviceReportBody reported;   // link's thread only: what the daemon was told last
+  TimeNs reported_at = 0;           // link's thread only
   std::thread pump;
   std::unique_ptr<DaemonLink> link;
 
@@ -122,15 +144,19 @@ struct WorkerSession::Impl {
   void OnResult();
   void OnAttached(const std::shared_ptr<Channel>& channel);
   void OnLost();
+  void OnIdle();
+  void ReportDevice(Channel* channel);
   void RunPump();
   bool PumpOnce(Channel* channel);
   bool SendResults(Channel* channel);
   void NoteEndedStores(std::span<const AgentResult> results);
 
   bool Parse(std::span<const std::byte> bytes);
+  void UseStream(uint64_t stream);
   void FenceParsed(const ParsedPlan& parsed);
   void SubmitOp(PlanOpView& view, bool is_attached, uint64_t losses_before);
-  void Fail(const std::string& request_id, std::span<const uint32_t> block_ids);
+  void EndLoad(OpKey key, PendingLoad load, bool failed, std::span<const uint32_t> failed_blocks,
+               Report* report);
   void TakeAgentResults(Report* report);
   void GiveUpLoads(Report* report);
   void SubmitStore(EngineHalf half, std::string request_id, bool is_attached,
@@ -151,6 +177,7 @@ void WorkerSession::Impl::OnResult() {
 void WorkerSession::Impl::OnAttached(const std::shared_ptr<Channel>& channel) {
   {
     std::lock_guard<std::mutex> lock(pump_mutex);
+    agent->SetCopyOptions(channel->copy_options());
     agent->SetBootId(channel->boot_id());
     pump_channel = channel;
     attached.store(true, std::memory_order_release);
@@ -162,6 +189,30 @@ void WorkerSession::Impl::OnAttached(const std::shared_ptr<Channel>& channel) {
     bell_channel = channel;
   }
   pump_wake.notify_all();
+  reported = shm::DeviceReportBody();
+  ReportDevice(channel.get());
+}
+
+// Tells the daemon of the device when there is something new.
+void WorkerSession::Impl::ReportDevice(Channel* channel) {
+  reported_at = clock.Now();
+  const shm::DeviceReportBody body = ToWire(agent->Report(), agent->stats());
+  if (std::memcmp(&body, &reported, sizeof(body)) == 0) return;
+  std::lock_guard<std::mutex> lock(pump_mutex);  // the ring has one producer
+  if (channel->Push(shm::MakeMessage(shm::MessageType::kDeviceReport), shm::AsBytes(body))) {
+    reported = body;
+  }
+}
+
+void WorkerSession::Impl::OnIdle() {
+  if (segments.HasRetired() && !agent->Busy()) segments.Sweep();
+  if (clock.Now() - reported_at < kReportEveryNs) return;
+  std::shared_ptr<Channel> channel;
+  {
+    std::lock_guard<std::mutex> lock(pump_mutex);
+    channel = pump_channel;
+  }
+  if (channel != nullptr) ReportDevice(channel.get());
 }
 
 void WorkerSession::Impl::OnLost() {
@@ -263,9 +314,23 @@ void WorkerSession::Impl::FenceParsed(const ParsedPlan& parsed) {
   if (!parsed.fences.empty()) agent->FenceBlocks(parsed.fences);
 }
 
-void WorkerSession::Impl::Fail(const std::string& request_id, std::span<const uint32_t> block_ids) {
-  early.loads.push_back(request_id);
-  early.failed_block_ids.insert(early.failed_block_ids.end(), block_ids.begin(), block_ids.end());
+void WorkerSession::Impl::UseStream(uint64_t stream) {
+  if (options.device >= 0) agent->SetComputeStream(stream);
+}
+
+// The one place where a load gets its report.
+void WorkerSession::Impl::EndLoad(OpKey key, PendingLoad load, bool failed,
+                                  std::span<const uint32_t> failed_blocks, Report* report) {
+  if (failed) ++counters.loads_failed;
+  std::vector<uint32_t>* blocks = &report->failed_block_ids;
+  if (load.layerwise) {
+    ++(failed ? counters.layer_loads_failed : counters.layer_loads);
+    report->layer_loads.push_back({key, failed});
+    blocks = &report->layer_failed_block_ids;
+  } else {
+    report->loads.push_back(std::move(load.request_id));
+  }
+  blocks->insert(blocks->end(), failed_blocks.begin(), failed_blocks.end());
 }
 
 void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached, uint64_t losses_before) {
@@ -277,15 +342,13 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached, uint64_t 
     SubmitStore(std::move(half), std::move(view.request_id), is_attached, losses_before);
     return;
   }
-  if (view.op.dead != 0 || !is_attached) {
-    Fail(view.request_id, view.block_ids);
-    return;
-  }
   half.block_ids = view.block_ids;
+  half.layerwise = view.op.layerwise != 0;
   PendingLoad load{std::move(view.request_id), clock.Now() + options.load_timeout_ms * kNsPerMs,
-                   losses_before, std::move(view.block_ids)};
-  if (!agent->SubmitEngineHalf(std::move(half)).ok()) {
-    Fail(load.request_id, load.block_ids);
+                   losses_before, std::move(view.block_ids), half.layerwise};
+  if (view.op.dead != 0 || !is_attached || !agent->SubmitEngineHalf(std::move(half)).ok()) {
+    const std::vector<uint32_t> block_ids = load.block_ids;
+    EndLoad(view.op.key, std::move(load), /*failed=*/true, block_ids, &early);
     return;
   }
   loads.emplace(view.op.key, std::move(load));
@@ -339,11 +402,8 @@ void WorkerSession::Impl::TakeAgentResults(Report* report) {
   for (AgentResult& result : results) {
     auto it = loads.find(result.key);
     if (it == loads.end()) continue;  // revoked meanwhile: reported already
-    if (result.status != OpStatus::kOk) ++counters.loads_failed;
-    report->failed_block_ids.insert(report->failed_block_ids.end(),
-                                    result.failed_engine_blocks.begin(),
-                                    result.failed_engine_blocks.end());
-    report->loads.push_back(std::move(it->second.request_id));
+    EndLoad(result.key, std::move(it->second), result.status != OpStatus::kOk,
+            result.failed_engine_blocks, report);
     loads.erase(it);
   }
 }
@@ -361,15 +421,14 @@ void WorkerSession::Impl::GiveUpLoads(Report* report) {
     }
     agent->Revoke(it->first);
     if (!lost) ++counters.load_timeouts;
-    ++counters.loads_failed;
-    report->failed_block_ids.insert(report->failed_block_ids.end(), it->second.block_ids.begin(),
-                                    it->second.block_ids.end());
-    report->loads.push_back(std::move(it->second.request_id));
+    const std::vector<uint32_t> block_ids = it->second.block_ids;
+    EndLoad(it->first, std::move(it->second), /*failed=*/true, block_ids, report);
     it = loads.erase(it);
   }
 }
 
-WorkerSession::WorkerSession(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+WorkerSession::WorkerSession(std::unique_ptr<Impl> impl)
+    : impl_(std::move(impl)), agent_(impl_->agent.get()) {}
 
 absl::StatusOr<std::unique_ptr<WorkerSession>> WorkerSession::Open(const Options& options,
                                                                    KvLayout layout) {
@@ -393,19 +452,22 @@ absl::StatusOr<std::unique_ptr<WorkerSession>> WorkerSession::Open(const Options
   link.hello.engine_id[0] = options.engine_id[0];
   link.hello.engine_id[1] = options.engine_id[1];
   link.hello.shard_bytes = layout.shard_bytes();
-  link.hello.flags = options.replicated ? shm::kReplicated : 0;
+  link.hello.flags = options.replicated ? uint32_t{shm::kReplicated} : 0;
   link.text = layout.descriptor;
   link.segments = &impl->segments;
   link.on_attached = [raw](const std::shared_ptr<Channel>& channel) { raw->OnAttached(channel); };
   link.on_lost = [raw] { raw->OnLost(); };
-  link.on_idle = [raw] {
-    if (raw->segments.HasRetired() && !raw->agent->Busy()) raw->segments.Sweep();
-  };
+  link.on_idle = [raw] { raw->OnIdle(); };
 
   absl::StatusOr<std::unique_ptr<DeviceAgent>> agent =
-      MakeHostAgent(options.agent, std::move(layout), &impl->mapper, [raw] { raw->OnResult(); });
+      MakeAgent(options, std::move(layout), &impl->mapper, [raw] { raw->OnResult(); });
   if (!agent.ok()) return agent.status();
   impl->agent = *std::move(agent);
+  impl->segments.Notify(
+      [raw](SegmentId segment, std::span<std::byte> memory) {
+        raw->agent->SegmentMapped(segment, memory);
+      },
+      [raw](SegmentId segment) { raw->agent->SegmentGone(segment); });
   impl->pump = std::thread([raw] { raw->RunPump(); });
   impl->link = std::make_unique<DaemonLink>(std::move(link));
   return std::unique_ptr<WorkerSession>(new WorkerSession(std::move(impl)));
@@ -422,15 +484,18 @@ WorkerSession::~WorkerSession() {
   impl_->agent.reset();
 }
 
-void WorkerSession::Fence(std::span<const std::byte> plan) {
-  if (!plan.empty() && impl_->Parse(plan)) impl_->FenceParsed(impl_->plan);
+void WorkerSession::Fence(std::span<const std::byte> plan, uint64_t stream) {
+  if (plan.empty() || !impl_->Parse(plan)) return;
+  impl_->UseStream(stream);
+  impl_->FenceParsed(impl_->plan);
 }
 
-void WorkerSession::Bind(std::span<const std::byte> plan) {
-  if (!plan.empty() && impl_->Parse(plan)) Bind(&impl_->plan);
+void WorkerSession::Bind(std::span<const std::byte> plan, uint64_t stream) {
+  if (!plan.empty() && impl_->Parse(plan)) Bind(&impl_->plan, stream);
 }
 
-void WorkerSession::Bind(ParsedPlan* plan) {
+void WorkerSession::Bind(ParsedPlan* plan, uint64_t stream) {
+  impl_->UseStream(stream);
   impl_->FenceParsed(*plan);
   if (plan->number <= impl_->bound_plan) return;
   impl_->bound_plan = plan->number;
@@ -440,6 +505,10 @@ void WorkerSession::Bind(ParsedPlan* plan) {
 }
 
 void WorkerSession::StepDone() { impl_->agent->StepDone(); }
+
+void WorkerSession::StartLayerLoads() {
+  impl_->agent->StartLayerLoads(impl_->options.layerwise_wait_ms * kNsPerMs);
+}
 
 void WorkerSession::TakeBoardPlans() {
   Impl& impl = *impl_;
@@ -458,6 +527,8 @@ void WorkerSession::Poll(Report* report) {
   report->loads.clear();
   report->failed_block_ids.clear();
   report->stores.clear();
+  report->layer_loads.clear();
+  report->layer_failed_block_ids.clear();
   std::swap(*report, impl_->early);
   if (!impl_->loads.empty()) {
     impl_->TakeAgentResults(report);

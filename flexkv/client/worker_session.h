@@ -35,33 +35,42 @@ struct WorkerOptions {
   // keeps one. All ranks say the same and have the same layout, else the engine never becomes
   // ready.
   bool replicated = false;
+  int device = -1;              // CUDA device that holds the KV tensors; -1: host memory
+  std::string copy_curve_path;  // measured copy curves by GPU model (copy_route.h); "": not kept
+  uint32_t layerwise_wait_ms = 20;  // longest a step waits for the daemon's halves of its loads
   DeviceAgent::Options agent;
 };
 
 struct WorkerStats {
   AgentStats agent;
   uint64_t load_timeouts = 0, loads_failed = 0, loads_reported = 0, reattaches = 0, bad_plans = 0;
+  uint64_t layer_loads = 0, layer_loads_failed = 0;  // whoever found that they failed
   bool attached = false;
 };
 
 class WorkerSession {
  public:
   using Options = WorkerOptions;
-  // InvalidArgument: the layout or the options are not usable; the message says why in one
-  // sentence.
+  // InvalidArgument: the layout or the options are not usable, or there is no device agent for
+  // where the tensors lie; the message says why in one sentence.
   static absl::StatusOr<std::unique_ptr<WorkerSession>> Open(const Options& options,
                                                              KvLayout layout);
   ~WorkerSession();  // waits for a running chunk, says goodbye to the daemon
 
   // Executes the fences of a plan, before the engine overwrites blocks: stores not yet copied from
   // those blocks are dropped, a running chunk is waited for. Doing it twice for one plan is
-  // harmless.
-  void Fence(std::span<const std::byte> plan);
+  // harmless. `stream`: the compute stream of this step, a cudaStream_t as a number; 0 on CPU.
+  void Fence(std::span<const std::byte> plan, uint64_t stream = 0);
   // Submits the plan's loads and stores (after its fences). Twice for one plan is harmless: plans
   // are numbered.
-  void Bind(std::span<const std::byte> plan);
+  void Bind(std::span<const std::byte> plan, uint64_t stream = 0);
   // The same for a caller who has parsed the plan; its ops are used up.
-  void Bind(ParsedPlan* plan);
+  void Bind(ParsedPlan* plan, uint64_t stream = 0);
+  // Before the forward of a step whose plan has layerwise loads: waits, at most layerwise_wait_ms,
+  // for the daemon's halves of all of them, and starts the first layers.
+  void StartLayerLoads();
+  // Inside the forward: what the engine does from here on finds this layer view of those loads.
+  void WaitForLayer(uint32_t view) { agent_->WaitForLayer(view); }
   // The forward of the last bound plan is over: its stores may read.
   void StepDone();
   // Reduced mode: takes the plans on the board. Their stores may read at once: they are of requests
@@ -73,6 +82,12 @@ class WorkerSession {
     std::vector<uint32_t> failed_block_ids;  // GPU blocks whose content did not arrive
     std::vector<std::string>
         stores;  // reduced mode: request ids whose blocks nothing reads any more
+    struct LayerEnd {
+      OpKey key = 0;
+      bool failed = false;
+    };
+    std::vector<LayerEnd> layer_loads;             // ended, well or not
+    std::vector<uint32_t> layer_failed_block_ids;  // of them; not among the blocks above
   };
   void Poll(Report* report);
 
@@ -82,6 +97,7 @@ class WorkerSession {
   struct Impl;
   explicit WorkerSession(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
+  DeviceAgent* agent_;
 };
 
 // A tensor as the engine describes it (sizes and strides in elements, as torch reports them).
@@ -97,7 +113,9 @@ struct TensorView {
 // Turns tensors into one KV group. Arena order inside a block: dimensions by falling stride, so
 // that what is contiguous in the engine stays so. Tensors that are the same memory (layers sharing
 // their KV) are taken once. InvalidArgument: overlapping or negative strides, block dimension out
-// of range, different block counts.
-absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors, uint32_t tokens_per_block);
+// of range, different block counts. `views`, when given, gets for each tensor which layer view of
+// the group it is.
+absl::StatusOr<KvGroup> MakeKvGroup(std::span<const TensorView> tensors, uint32_t tokens_per_block,
+                                    std::vector<uint32_t>* views = nullptr);
 
 }  // namespace flexkv

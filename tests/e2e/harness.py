@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kv_layouts import make_tensors
 from tiny_model import SMALL, make_model
 from vllm import SamplingParams
 from vllm.config import VllmConfig
@@ -28,7 +29,14 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.engine import FinishReason
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
@@ -120,7 +128,10 @@ class Engine:
         config: VllmConfig,
         *,
         depth: int = 1,
-        token_major: bool = False,
+        layout: str = "LBHNC",
+        kernel_tokens: int | None = None,
+        block_padding: int = 0,
+        mla: bool = False,
         sliding_window: int = 0,
         v2_runner: bool = False,
         rng: random.Random | None = None,
@@ -131,22 +142,26 @@ class Engine:
         self.block_size = config.cache_config.block_size
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None
-        names = [f"layers.{i}.attn" for i in range(self.LAYERS)]
+        self.names = [f"layers.{i}.attn" for i in range(self.LAYERS)]
+        self.kv_heads = 1 if mla else self.KV_HEADS
         common: dict[str, Any] = {
             "block_size": self.block_size,
-            "num_kv_heads": self.KV_HEADS,
-            "head_size": self.HEAD_DIM,
+            "num_kv_heads": self.kv_heads,
+            "head_size": 2 * self.HEAD_DIM if mla else self.HEAD_DIM,
             "dtype": torch.float32,
         }
-        spec = (
-            SlidingWindowSpec(**common, sliding_window=sliding_window)
-            if sliding_window
-            else FullAttentionSpec(**common)
-        )
+        self.spec: Any
+        if sliding_window:
+            self.spec = SlidingWindowSpec(**common, sliding_window=sliding_window)
+        else:
+            self.spec = MLAAttentionSpec(**common) if mla else FullAttentionSpec(**common)
         self.window = sliding_window
+        self.layout, self.block_padding = layout, block_padding
+        self.kernel_tokens = kernel_tokens or self.block_size
         kv_cache_config = KVCacheConfig(
-            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(names, spec)]
+            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(self.names, self.spec)]
         )
+        kv_cache_config.kv_cache_layout = layout
         init_none_hash(sha256)
         self.hasher = get_request_block_hasher(self.block_size, sha256)
         self.worker: Any = KVConnectorFactory.create_connector(config, KVConnectorRole.WORKER, kv_cache_config)
@@ -161,13 +176,18 @@ class Engine:
         # The second model runner needs Triton to be configured; how the scheduler talks to it does not.
         self.scheduler.use_v2_model_runner = v2_runner
         self.connector: Any = self.scheduler.connector
-        self._make_tensors(names, num_blocks, token_major)
-        self.worker.register_kv_caches(self.kv_caches)
+        self.kv_caches: dict[str, torch.Tensor] = {}
+        self.cells: list[np.ndarray] = []
+        self.new_tensors()
 
         self.sequences: dict[str, Sequence] = {}
         self.prompt_lengths: dict[str, int] = {}
         self.tables: dict[str, list[int]] = {}
         self.outputs: dict[str, list[int]] = {}
+        self.async_offers: dict[str, bool] = {}
+        self.layer_promises = 0
+        self.misread: dict[str, str] = {}
+        self.errored: set[str] = set()
         self.promises: Counter[str] = Counter()
         self.reports: Counter[str] = Counter()
         self.failed_blocks = 0
@@ -175,27 +195,37 @@ class Engine:
         self.steps = 0
         self._watch_promises()
 
-    def _make_tensors(self, names: list[str], num_blocks: int, token_major: bool) -> None:
-        """[block, head, token, K and V], with heads or tokens outermost in memory."""
-        width = 2 * self.HEAD_DIM
-        self.kv_caches: dict[str, torch.Tensor] = {}
-        self.cells: list[np.ndarray] = []
-        for name in names:
-            if token_major:
-                tensor = torch.zeros(num_blocks, self.block_size, self.KV_HEADS, width).permute(0, 2, 1, 3)
-            else:
-                tensor = torch.zeros(num_blocks, self.KV_HEADS, self.block_size, width)
-            self.kv_caches[name] = tensor
-            self.cells.append(tensor.numpy().view(np.int32))
+    def new_tensors(self) -> None:
+        """[block, head, token, K and V], registered with the connector; also as after sleep, when all is lost."""
+        num_blocks = self.config.cache_config.num_gpu_blocks
+        assert num_blocks is not None
+        self.kv_caches = make_tensors(
+            self.spec,
+            self.names,
+            num_blocks,
+            self.layout,
+            kernel_tokens=self.kernel_tokens,
+            block_padding=self.block_padding,
+        )
+        self.cells = [tensor.numpy().view(np.int32) for tensor in self.kv_caches.values()]
+        self.worker.register_kv_caches(self.kv_caches)
 
     def _watch_promises(self) -> None:
-        allocate = self.connector.update_state_after_alloc
+        matched, allocate = self.connector.get_num_new_matched_tokens, self.connector.update_state_after_alloc
+
+        def get_num_new_matched_tokens(request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+            tokens, is_async = matched(request, num_computed_tokens)
+            self.async_offers[request.request_id] = is_async
+            return tokens, is_async
 
         def update_state_after_alloc(request: Any, blocks: Any, num_external_tokens: int) -> None:
-            if num_external_tokens > 0:
+            if num_external_tokens > 0 and self.async_offers[request.request_id]:
                 self.promises[request.request_id] += 1
+            elif num_external_tokens > 0:
+                self.layer_promises += 1
             allocate(request, blocks, num_external_tokens)
 
+        self.connector.get_num_new_matched_tokens = get_num_new_matched_tokens
         self.connector.update_state_after_alloc = update_state_after_alloc
 
     # --- requests ---------------------------------------------------------------------------------
@@ -251,7 +281,13 @@ class Engine:
         self._run_queued()
         output, result = self.queue.popleft()
         assert result is not None
-        self.scheduler.update_from_output(output, result)
+        for answers in self.scheduler.update_from_output(output, result).values():
+            self.errored.update(
+                answer.request_id for answer in answers.outputs if answer.finish_reason == FinishReason.ERROR
+            )
+        for request_id in result.req_ids:  # who has read what did not arrive must hear of it before anything else
+            if request_id in self.misread and request_id not in self.errored:
+                raise AssertionError(self.misread[request_id])
         for request_id, tokens in zip(result.req_ids, result.sampled_token_ids, strict=True):
             self.outputs[request_id] += tokens
 
@@ -277,9 +313,12 @@ class Engine:
         self.worker.bind_connector_metadata(metadata)
         if not tables_first:
             self._update_tables(output)
+        if output.has_sync_kv_loads:
+            self.worker.start_load_kv(None)
         ids, tokens = self._forward(output)
-        self.worker.start_load_kv(None)
         self.worker.finish_forward()
+        if not output.has_sync_kv_loads:
+            self.worker.start_load_kv(None)
         self.worker.wait_for_save()
         transfers = self.worker.get_transfer_results(output.finished_req_ids)
         results = KVConnectorOutput(
@@ -288,6 +327,7 @@ class Engine:
             failed_recving=transfers.failed_recving,
             invalid_block_ids=self.worker.get_block_ids_with_load_errors(),
             kv_connector_stats=self.worker.get_kv_connector_stats(),
+            kv_connector_worker_meta=self.worker.build_connector_worker_meta(),
         )
         self.worker.clear_connector_metadata()
         self.reports.update(transfers.finished_recving)
@@ -324,11 +364,15 @@ class Engine:
         ids: list[str] = []
         tokens: list[list[int]] = []
         # All write before any reads, as in a layer: vLLM lets a request use blocks that another fills in the same step.
-        for request_id, begin, _ in scheduled:
-            self._write(request_id, begin, begin + output.num_scheduled_tokens[request_id])
+        # What was loaded is asked for only between the two.
+        for layer, name in enumerate(self.names if scheduled else ()):
+            for request_id, begin, _ in scheduled:
+                self._write(request_id, begin, begin + output.num_scheduled_tokens[request_id], layer)
+            self.worker.wait_for_layer_load(name)
+            for request_id, begin, _ in scheduled:
+                self._check(request_id, begin, layer)
         for request_id, begin, known in scheduled:
             end = begin + output.num_scheduled_tokens[request_id]
-            self._check(request_id, begin)
             ids.append(request_id)
             tokens.append([self.sequences[request_id].token(end)] if end >= known else [])
         return ids, tokens
@@ -338,37 +382,37 @@ class Engine:
         sequence = self.sequences[request_id]
         sequence.reach(end)
         digests = np.array(sequence.digests[begin:end], dtype=np.uint64)
-        cells = np.arange(self.KV_HEADS * 2 * self.HEAD_DIM, dtype=np.uint64) + np.uint64(1000 * (layer + 1))
+        cells = np.arange(self.kv_heads * 2 * self.HEAD_DIM, dtype=np.uint64) + np.uint64(1000 * (layer + 1))
         with np.errstate(over="ignore"):
             values = (digests[:, None] + cells[None, :]) * _PRIME
-        return (values >> np.uint64(33)).astype(np.int32).reshape(end - begin, self.KV_HEADS, -1)
+        return (values >> np.uint64(33)).astype(np.int32).reshape(end - begin, self.kv_heads, -1)
 
     def _places(self, request_id: str, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         positions = np.arange(begin, end)
         table = np.array(self.tables[request_id], dtype=np.int64)
-        return table[positions // self.block_size], positions % self.block_size
+        blocks, offsets = table[positions // self.block_size], positions % self.block_size
+        kernel_blocks = blocks * (self.block_size // self.kernel_tokens) + offsets // self.kernel_tokens
+        return kernel_blocks, offsets % self.kernel_tokens
 
-    def _write(self, request_id: str, begin: int, end: int) -> None:
+    def _write(self, request_id: str, begin: int, end: int, layer: int) -> None:
         blocks, offsets = self._places(request_id, begin, end)
-        assert (blocks != 0).all(), "a token is written into the null block"
-        for layer, cells in enumerate(self.cells):
-            cells[blocks, :, offsets] = self._expected(request_id, begin, end, layer)
+        assert (blocks >= self.block_size // self.kernel_tokens).all(), "a token is written into the null block"
+        self.cells[layer][blocks, :, offsets] = self._expected(request_id, begin, end, layer)
 
-    def _check(self, request_id: str, end: int) -> None:
-        """What attention would read for the next token."""
+    def _check(self, request_id: str, end: int, layer: int) -> None:
+        """What attention would read for the next token. A request that reads wrong bytes is remembered."""
         begin = max(0, end - self.window + 1) if self.window else 0
         if begin >= end:
             return
         blocks, offsets = self._places(request_id, begin, end)
-        for layer, cells in enumerate(self.cells):
-            found = cells[blocks, :, offsets]
-            expected = self._expected(request_id, begin, end, layer)
-            if not np.array_equal(found, expected):
-                wrong = int(np.argwhere((found != expected).any(axis=(1, 2)))[0][0]) + begin
-                raise AssertionError(
-                    f"request {request_id}, layer {layer}: token {wrong} of {end} (block {wrong // self.block_size}, "
-                    f"GPU block {blocks[wrong - begin]}) is not what was computed for this prefix"
-                )
+        found = self.cells[layer][blocks, :, offsets]
+        expected = self._expected(request_id, begin, end, layer)
+        if not np.array_equal(found, expected):
+            wrong = int(np.argwhere((found != expected).any(axis=(1, 2)))[0][0]) + begin
+            self.misread[request_id] = (
+                f"request {request_id}, layer {layer}: token {wrong} of {end} (block {wrong // self.block_size}, "
+                f"GPU block {blocks[wrong - begin]}) is not what was computed for this prefix"
+            )
 
     # --- what was achieved ------------------------------------------------------------------------
 
@@ -381,6 +425,8 @@ class Engine:
 
     def check_promises(self) -> None:
         assert self.promises == self.reports, "every load promised is reported exactly once"
+        stats = self.stats()
+        assert self.layer_promises == stats["layer_loads"] + stats["layer_loads_failed"]
         assert self.connector._scheduler.errors == 0
         assert self.worker._worker.errors == 0
 

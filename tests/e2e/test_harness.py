@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from daemon import Daemon
 from harness import VOCAB, Engine, make_config
+from kv_layouts import LAYOUTS
 
 from flexkv import _core
 
@@ -211,9 +212,7 @@ def test_random_histories(
 ) -> None:
     """A block pool so small that requests are preempted and blocks change owners all the time."""
     rng = random.Random(seed)
-    engine = make_engine(
-        rng, {"depth": depth, "token_major": rng.random() < 0.5}, num_blocks=56, max_num_batched_tokens=96
-    )
+    engine = make_engine(rng, {"depth": depth, "layout": rng.choice(LAYOUTS)}, num_blocks=56, max_num_batched_tokens=96)
     _core.arm_faults(faults.format(seed=seed))
     workload(engine, rng, requests=60, abort_share=0.02)
     engine.check_promises()
@@ -262,3 +261,224 @@ def test_daemon_dies_stops_and_comes_back(
         engine.wait_ready()
     workload(engine, rng, requests=8, abort_share=0.02)
     engine.check_promises()
+
+
+# --- layouts, new tensors -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mla", [False, True])
+def test_every_layout_brings_its_bytes_back(make_engine: MakeEngine, daemon: Daemon, layout: str, mla: bool) -> None:
+    engine = make_engine(engine={"layout": layout, "mla": mla, "block_padding": 128 if layout[0] == "B" else 0})
+    round_trip(engine, daemon)
+
+
+def test_kernel_blocks_smaller_than_blocks(make_engine: MakeEngine, daemon: Daemon) -> None:
+    round_trip(make_engine(engine={"kernel_tokens": 8}), daemon)
+
+
+def round_trip(engine: Engine, daemon: Daemon) -> None:
+    tokens = prompt(random.Random(8), 200)
+    engine.add("first", tokens)
+    engine.run()
+    settle(daemon, engine)
+    engine.drop_local_cache()
+    engine.add("second", tokens)
+    engine.run()
+    assert engine.outputs["first"] == engine.outputs["second"]
+    assert engine.stats()["loaded_tokens"] == 192
+    engine.check_promises()
+
+
+def test_new_tensors_after_sleep(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
+    """The engine's memory was given back and made anew: the old session ends, a new one loads into the new tensors."""
+    engine = make_engine()
+    tokens = prompt(random.Random(9), 200)
+    engine.add("before", tokens)
+    engine.run()
+    settle(daemon, engine)
+    old = engine.cells
+    for attempt in range(2):
+        engine.drop_local_cache()
+        engine.new_tensors()
+        before = [cells.copy() for cells in old]
+        deadline = time.monotonic() + 10
+        while engine.worker._worker.totals()["attached"] is False and time.monotonic() < deadline:
+            time.sleep(0.01)
+        engine.wait_ready()
+        engine.add(f"after {attempt}", tokens)
+        engine.run()
+        assert engine.outputs[f"after {attempt}"] == engine.outputs["before"]
+        for cells, copy in zip(old, before, strict=True):
+            assert (cells == copy).all(), "the tensors of before are not touched"
+        settle(daemon, engine)
+    assert engine.stats()["loaded_tokens"] > 0
+    engine.check_promises()
+
+
+def test_new_tensors_while_loads_are_under_way(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
+    engine = make_engine()
+    tokens = prompt(random.Random(10), 200)
+    engine.add("before", tokens)
+    engine.run()
+    settle(daemon, engine)
+    engine.drop_local_cache()
+    _core.arm_faults("agent.slow_chunk:1")
+    engine.add("during", tokens)
+    for _ in range(50):
+        engine.step()
+        if engine.promises["during"]:
+            break
+    assert engine.promises["during"] == 1
+    engine.new_tensors()
+    _core.arm_faults("")
+    engine.run()
+    assert engine.outputs["during"] == engine.outputs["before"]
+    engine.check_promises()
+
+
+# --- layer-wise loads ---------------------------------------------------------------------------
+
+LAYERWISE = {"flexkv.layerwise_loads": True, "flexkv.layerwise_wait_ms": 500}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_layerwise_loads(make_engine: MakeEngine, daemon: Daemon, runner: str, depth: int) -> None:
+    engine = make_engine(engine={"depth": depth}, extra=LAYERWISE)
+    tokens = prompt(random.Random(11), 192)
+    engine.add("first", tokens)
+    engine.run()
+    settle(daemon, engine)
+    engine.drop_local_cache()
+    steps = engine.steps
+    engine.add("second", tokens, max_tokens=1)
+    engine.run()
+    assert engine.steps - steps <= 3, "computed in the step that loads"
+    assert engine.outputs["second"] == engine.outputs["first"][:1]
+    stats = engine.stats()
+    assert (stats["layer_loads"], stats["layer_loads_failed"]) == (1, 0)
+    assert stats["loaded_tokens"] == 176  # the last block is computed: one token has to be
+    assert not engine.promises
+    assert not engine.errored
+    engine.check_promises()
+
+
+def test_layers_are_waited_for_one_by_one_once_all_were_seen_to_ask(
+    make_engine: MakeEngine, daemon: Daemon, runner: str
+) -> None:
+    engine = make_engine(extra=LAYERWISE)
+    watch = engine.worker._worker.layers
+    assert watch.watching
+    engine.add("first", prompt(random.Random(12), 100))
+    engine.run()
+    assert not watch.watching, "every layer has asked, and no load is under way"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_layerwise_load_that_fails_ends_its_request(
+    make_engine: MakeEngine, daemon: Daemon, runner: str, depth: int
+) -> None:
+    engine = make_engine(engine={"depth": depth}, extra=LAYERWISE)
+    tokens = prompt(random.Random(13), 200)
+    engine.add("first", tokens)
+    engine.run()
+    settle(daemon, engine)
+    engine.drop_local_cache()
+    _core.arm_faults("agent.fail_op")
+    engine.add("second", tokens)
+    engine.run()
+    _core.arm_faults("")
+    assert engine.errored == {"second"}
+    assert engine.stats()["layer_loads_failed"] == 1
+    engine.add("third", tokens)  # nothing that the failed one left behind is found
+    engine.run()
+    assert engine.outputs["third"] == engine.outputs["first"]
+    assert engine.errored == {"second"}
+    engine.check_promises()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_daemon_that_stands_still_costs_a_bounded_wait(
+    make_engine: MakeEngine, daemon: Daemon, runner: str, depth: int
+) -> None:
+    engine = make_engine(engine={"depth": depth}, extra={**LAYERWISE, "flexkv.layerwise_wait_ms": 30})
+    tokens = prompt(random.Random(14), 200)
+    engine.add("first", tokens)
+    engine.run()
+    settle(daemon, engine)
+    engine.drop_local_cache()
+    matched = engine.connector.get_num_new_matched_tokens
+
+    def stop_behind_the_answer(request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        answer: tuple[int | None, bool] = matched(request, num_computed_tokens)
+        if answer[0]:
+            daemon.pause()
+        return answer
+
+    engine.connector.get_num_new_matched_tokens = stop_behind_the_answer
+    engine.add("second", tokens)
+    began = time.monotonic()
+    engine.run()
+    assert time.monotonic() - began < 5
+    engine.connector.get_num_new_matched_tokens = matched
+    daemon.resume()
+    assert engine.errored == {"second"}
+    engine.add("third", tokens)
+    engine.run()
+    assert engine.outputs["third"] == engine.outputs["first"]
+    engine.check_promises()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_asynchronous_loads_that_fail_are_computed_beside_layerwise_ones(
+    make_engine: MakeEngine, daemon: Daemon, runner: str, depth: int
+) -> None:
+    """The policy is "fail" for layer-wise loads only."""
+    engine = make_engine(engine={"depth": depth}, extra=LAYERWISE)
+    tokens = prompt(random.Random(15), 17)  # one block and one token: layer-wise; one block alone: asynchronous
+    engine.add("first", tokens[:16])
+    engine.run()
+    settle(daemon, engine)
+    engine.drop_local_cache()
+    _core.arm_faults("agent.fail_op")
+    engine.add("second", tokens[:16])
+    engine.run()
+    assert engine.promises["second"] == 1, "nothing would be left to compute: an asynchronous load"
+    assert engine.stats()["load_failures"] == 1
+    assert engine.outputs["second"] == engine.outputs["first"]
+    assert not engine.errored
+    engine.check_promises()
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_random_histories_with_layerwise_loads(
+    make_engine: MakeEngine, daemon: Daemon, runner: str, seed: int, depth: int, faults: str
+) -> None:
+    rng = random.Random(seed)
+    engine = make_engine(
+        rng,
+        {"depth": depth, "layout": rng.choice(LAYOUTS)},
+        num_blocks=56,
+        max_num_batched_tokens=96,
+        extra=LAYERWISE,
+    )
+    _core.arm_faults(faults.format(seed=seed))
+    workload(engine, rng, requests=60, abort_share=0.02)
+    engine.check_promises()
+    stats = engine.stats()
+    assert stats["layer_loads"] > 0
+    assert stats["puts"] > 0
+    if "fail_op" not in faults:
+        assert not engine.errored
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_layerwise_loads_of_a_sliding_window(make_engine: MakeEngine, daemon: Daemon, seed: int, depth: int) -> None:
+    rng = random.Random(seed)
+    engine = make_engine(
+        rng, {"depth": depth, "sliding_window": 48}, num_blocks=40, max_num_batched_tokens=64, extra=LAYERWISE
+    )
+    workload(engine, rng, requests=40, abort_share=0.01)
+    engine.check_promises()
+    assert engine.stats()["puts"] > 0

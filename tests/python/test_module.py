@@ -32,8 +32,8 @@ USE = """
 _core.arm_faults("agent.fail_op:3:7")
 _core.arm_faults("")
 worker = _core.WorkerSession()
-worker.fail_loads([("r", [1, 2])])
-assert worker.poll() == (["r"], [1, 2])
+worker.fail_loads([("r", [1, 2], False)])
+assert worker.poll() == (["r"], [1, 2], [], [])
 session = _core.SchedulerSession(
     socket_path="/nonexistent/daemon.sock", engine_id=(1, 2), world_size=1, tokens_per_block=16, label="t",
     fingerprint="f", lookup_wait_us=100, lookup_timeout_ms=20, load_timeout_ms=1000, min_load_tokens=0,

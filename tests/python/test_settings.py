@@ -28,10 +28,15 @@ def test_all_keys() -> None:
             "flexkv.load_timeout_ms": 100,
             "flexkv.min_load_tokens": 64,
             "flexkv.allow_fail_policy": True,
+            "flexkv.kv_layout": "engine",
+            "flexkv.layerwise_loads": "true",
+            "flexkv.layerwise_wait_ms": 7,
         }
     )
     assert warnings == []
-    assert settings == Settings("/run/flexkv/daemon.sock", "/etc/flexkv.json", False, 50, 5, 100, 64, True)
+    assert settings == Settings(
+        "/run/flexkv/daemon.sock", "/etc/flexkv.json", False, 50, 5, 100, 64, True, "engine", True, 7
+    )
     assert settings.socket_dir == Path("/run/flexkv")
     assert settings.socket_path == "/run/flexkv/daemon.sock"
 
@@ -54,6 +59,8 @@ def test_an_unknown_key_gets_the_nearest_name() -> None:
         ("load_timeout_ms", -5),
         ("min_load_tokens", -2),
         ("socket", 7),
+        ("kv_layout", "BLHNC"),
+        ("layerwise_wait_ms", 0),
     ],
 )
 def test_a_bad_value_leaves_the_default(key: str, value: Any) -> None:

@@ -17,11 +17,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 __all__ = [
     "HOST_SOURCE",
+    "LAYERWISE",
     "KVConnectorBase_V1",
     "KVConnectorMetadata",
     "KVConnectorPromMetrics",
     "KVConnectorRole",
     "KVConnectorStats",
+    "KVConnectorWorkerMetadata",
     "none_hash",
     "vllm_version",
 ]
@@ -32,6 +34,16 @@ try:  # 0.32: hits are told apart by the tier they came from
     HOST_SOURCE: Any = CacheHitSource.HOST
 except ImportError:
     HOST_SOURCE = None
+
+
+# Layer-wise loads need a way back from the workers to the scheduler's side, and the scheduler's block tables.
+try:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
+
+    LAYERWISE = hasattr(KVConnectorBase_V1, "bind_kv_cache_manager")
+except ImportError:
+    KVConnectorWorkerMetadata = object
+    LAYERWISE = False
 
 
 def vllm_version() -> str:

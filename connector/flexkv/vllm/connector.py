@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -17,12 +17,14 @@ from vllm.logger import init_logger
 from flexkv import _core
 from flexkv.vllm import autostart, compat, identity, layout
 from flexkv.vllm.hints import HintReader
+from flexkv.vllm.layerwise import FlexKVWorkerMetadata, LayerWatch, RecomputedLoads
 from flexkv.vllm.sessions import (
     LoadEnds,
     LoadReports,
     arm_faults_once,
     open_scheduler,
     open_worker,
+    recomputes_itself,
     set_failure_policy,
 )
 from flexkv.vllm.settings import Settings, read_settings
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.flexkv")
 
 RESET_TIMEOUT_MS = 2000
-FailedLoad = tuple[str, list[int]]  # request, GPU blocks
+FailedLoad = tuple[str, list[int], bool]  # request, GPU blocks, whether layer-wise
+LEGACY_STREAM = 1  # how CUDA names its default stream explicitly; 0 says "no stream" to the agent
 
 
 @dataclass
@@ -54,6 +57,8 @@ class SchedulerSide:
         self._broken_loads: list[FailedLoad] = []
         self._ends = LoadEnds()
         self._stop = False
+        self._recomputed: RecomputedLoads | None = None
+        self._layerwise_offer = ""  # the request whose latest offer is a layer-wise one
         self._hash_checked = False
         self._hash_algorithm = vllm_config.cache_config.prefix_caching_hash_algo
         self.errors = 0
@@ -64,6 +69,8 @@ class SchedulerSide:
         except layout.UnknownLayoutError as error:
             logger.warning("FlexKV is off for this engine: %s", error)
             return
+        if settings.layerwise_loads:
+            self._recomputed = RecomputedLoads(spec.block_size)
         moves = layout.block_tables_change(spec)
         self._session = open_scheduler(vllm_config, kv_cache_config, settings, block_tables_change=moves)
         autostart.compare_sizes(settings.socket_dir, identity.engine_cache_bytes(vllm_config, kv_cache_config))
@@ -86,6 +93,8 @@ class SchedulerSide:
             session.close()
 
     def bind_kv_cache_manager(self, manager: Any) -> None:
+        if self._recomputed is not None:
+            self._recomputed.bind(manager)
         if self._session is not None:
             self._session.set_block_table(manager.get_block_ids)
 
@@ -108,22 +117,25 @@ class SchedulerSide:
         session = self._session
         if session is None or request.skip_reading_prefix_cache:
             return 0, False
-        tokens = session.matched_tokens(request, num_computed_tokens)
-        return tokens, bool(tokens)
+        tokens, is_async = session.matched_tokens(request, num_computed_tokens)
+        self._layerwise_offer = request.request_id if tokens and not is_async else ""
+        return tokens, is_async
 
     def blocks_allocated(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if num_external_tokens > 0 and self._recomputed is not None and self._layerwise_offer != request.request_id:
+            self._recomputed.started(request)
         if self._session is not None:
             self._session.blocks_allocated(request, blocks, num_external_tokens)
 
     def promise_failed(self, request: Any, blocks: Any) -> None:
         """The engine waits for a load that was not launched: the workers report it as failed."""
-        if any(request_id == request.request_id for request_id, _ in self._broken_loads):
+        if any(load[0] == request.request_id for load in self._broken_loads):
             return
         try:
             block_ids = [int(block) for block in blocks.get_block_ids()[0]]
         except Exception:
             block_ids = []
-        self._broken_loads.append((request.request_id, block_ids))
+        self._broken_loads.append((request.request_id, block_ids, self._layerwise_offer == request.request_id))
 
     def build_metadata(self, scheduler_output: Any) -> FlexKVMetadata:
         metadata = FlexKVMetadata()
@@ -139,8 +151,20 @@ class SchedulerSide:
         return metadata
 
     def update_output(self, output: Any) -> None:
+        failed = () if self._recomputed is None else self._recompute(self._recomputed, output)
         if self._session is not None:
-            self._ends.take(self._session, output)
+            self._ends.take(self._session, output, failed)
+
+    def _recompute(self, recomputed: RecomputedLoads, output: Any) -> list[str]:
+        """Requests whose asynchronous load has failed. Works without a session, too: the engine waits for them."""
+        told = output.kv_connector_worker_meta
+        if isinstance(told, FlexKVWorkerMetadata):
+            if told.failed_blocks:
+                recomputed.note_failed(told.failed_blocks)
+            if told.layer_ends and self._session is not None:
+                for request_id, blocks in self._session.layer_loads_ended(told.layer_ends):
+                    recomputed.evict(request_id, blocks)
+        return [request_id for request_id in output.finished_recving or () if recomputed.ended(request_id)]
 
     def request_finished(self, request: Any) -> None:
         if self._session is not None:
@@ -174,7 +198,13 @@ class WorkerSide:
         self._settings = settings
         self.session = _core.WorkerSession()
         self._fenced: FlexKVMetadata | None = None
-        self.reports = LoadReports()
+        self._device: torch.device | None = None  # of the KV tensors, when they lie on a GPU
+        self._stream = 0
+        self.reports = LoadReports(recomputes_itself=recomputes_itself(settings))
+        self.layers: LayerWatch | None = None
+        if settings.layerwise_loads:
+            graphs = vllm_config.compilation_config.cudagraph_mode
+            self.layers = LayerWatch(self.session, never_asks=graphs is not None and graphs.has_full_cudagraphs())
         self.errors = 0
         self._increments = Increments(WORKER_COUNTERS)
 
@@ -186,10 +216,24 @@ class WorkerSide:
         self.session.abandon()
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Also when the engine has new tensors, after sleep: first the session over the old ones ends."""
+        self.session.abandon()
         try:
             open_worker(self.session, self._vllm_config, self._kv_cache_config, kv_caches, self._settings)
         except (layout.UnknownLayoutError, ValueError) as error:
             logger.warning("FlexKV is off for this worker: %s", error)
+            return
+        device = next(iter(kv_caches.values())).device
+        self._device = device if device.type == "cuda" else None
+        if self.layers is not None:
+            self.layers.expect(self._kv_cache_config.kv_cache_groups[0].layer_names)
+
+    def _compute_stream(self) -> int:
+        if self._device is None:
+            return 0
+        import torch
+
+        return torch.cuda.current_stream(self._device).cuda_stream or LEGACY_STREAM
 
     def fence(self, metadata: Any) -> None:
         """Before the engine overwrites blocks. Called by handle_preemptions, and again when the metadata is bound."""
@@ -199,19 +243,22 @@ class WorkerSide:
         if metadata.stop:
             self.session.abandon()
         elif metadata.plan:
-            self.session.fence(metadata.plan)
+            self._stream = self._compute_stream()
+            self.session.fence(metadata.plan, self._stream)
 
     def bind(self, metadata: Any) -> None:
         if not isinstance(metadata, FlexKVMetadata):
             return
         self.fence(metadata)
         if metadata.plan:
-            self.session.bind(metadata.plan)
+            self.session.bind(metadata.plan, self._stream)
         if metadata.failed_loads:
             self.session.fail_loads(list(metadata.failed_loads))
 
     def step_done(self) -> None:
         self.session.step_done()
+        if self.layers is not None:
+            self.layers.step_done()
 
     def poll(self) -> set[str] | None:
         return self.reports.poll(self.session)
@@ -227,6 +274,15 @@ class WorkerSide:
 
     def close(self) -> None:
         self.session.abandon()
+
+
+def usable_settings(extra_config: dict[str, Any]) -> tuple[Settings, list[str]]:
+    """Without what this version of vLLM has no hooks for."""
+    settings, warnings = read_settings(extra_config)
+    if settings.layerwise_loads and not compat.LAYERWISE:
+        warnings.append(f"vLLM {compat.vllm_version()} has no hooks for flexkv.layerwise_loads")
+        settings = replace(settings, layerwise_loads=False)
+    return settings, warnings
 
 
 class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
@@ -245,7 +301,7 @@ class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
 
     def _open(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         transfer = vllm_config.kv_transfer_config
-        settings, warnings = read_settings(transfer.kv_connector_extra_config)
+        settings, warnings = usable_settings(transfer.kv_connector_extra_config)
         if role == compat.KVConnectorRole.SCHEDULER:
             for warning in warnings:
                 logger.warning("FlexKV: %s", warning)
@@ -337,10 +393,17 @@ class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
         self._on_worker("bind_connector_metadata", lambda side: side.bind(connector_metadata))
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Loads start when the metadata is bound."""
+        """Asynchronous loads start when the metadata is bound; layer-wise ones here."""
+        if self._worker is not None and (layers := self._worker.layers) is not None:
+            self._on_worker("start_load_kv", lambda _: layers.start())
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Loads are asynchronous: a request is scheduled when its load has ended."""
+        """Called by every layer of every forward. Other loads need no wait: their requests are not scheduled yet."""
+        if self._worker is not None and (layers := self._worker.layers) is not None and layers.watching:
+            self._on_worker("wait_for_layer_load", lambda _: layers.layer(layer_name))
+
+    def reset_capture_state(self) -> None:
+        """Graphs are captured without metadata: nothing of ours is in them, and nothing is kept for them."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Whole blocks are stored after the step."""
@@ -357,7 +420,19 @@ class FlexKVConnector(compat.KVConnectorBase_V1):  # type: ignore[misc]
     def get_block_ids_with_load_errors(self) -> set[int]:
         return set() if self._worker is None else self._worker.reports.take_failed_blocks()
 
+    def build_connector_worker_meta(self) -> FlexKVWorkerMetadata | None:
+        return None if self._worker is None else self._worker.reports.take_metadata()
+
     # --- both -------------------------------------------------------------------------------------
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        return usable_settings(extra_config)[0].layerwise_loads
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        settings, _ = read_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        return layout.preferred_layout(vllm_config) if settings.kv_layout == "auto" else None
 
     def get_kv_connector_stats(self) -> FlexKVStats | None:
         side = self._scheduler or self._worker

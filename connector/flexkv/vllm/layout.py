@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 TensorFacts = tuple[str, int, int, list[int], list[int], int]
 
 KNOWN_SPECS = ("FullAttentionSpec", "SlidingWindowSpec", "MLAAttentionSpec")
+# Permutations of [layers, blocks, heads, tokens, content]. A layer's view is told by its strides whatever the name is;
+# a new name may stand for more than a permutation, and is refused.
+KNOWN_LAYOUTS = ("LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC", "reduced", "None")
+MAX_BLOCK_FIRST_TOKENS = 64
 
 
 class UnknownLayoutError(Exception):
@@ -24,6 +28,7 @@ class UnknownLayoutError(Exception):
 class Layout:
     tensors: list[TensorFacts]
     descriptor: str
+    device: int = -1  # CUDA device index; -1: host memory
 
 
 def check_groups(vllm_config: Any, kv_cache_config: Any) -> Any:
@@ -46,7 +51,35 @@ def check_groups(vllm_config: Any, kv_cache_config: Any) -> Any:
         raise UnknownLayoutError(f"a block hash stands for {hash_tokens} tokens and a block for {spec.block_size}")
     if getattr(spec, "tokens_per_state", 1) != 1:
         raise UnknownLayoutError("KV states that stand for several tokens are not supported")
+    name = str(getattr(kv_cache_config, "kv_cache_layout", None))
+    if name not in KNOWN_LAYOUTS:
+        raise UnknownLayoutError(f"KV caches of layout {name} are not supported")
     return spec
+
+
+def preferred_layout(vllm_config: Any) -> str | None:
+    """All layers of a block side by side: one long copy a block instead of one for each layer and more.
+
+    None where that could keep the engine from starting: vLLM cannot cut such blocks into the smaller ones of an
+    attention kernel, and all kernels for NVIDIA GPUs take blocks of up to 64 tokens as they are. vLLM itself drops a
+    preference that its attention backend does not know.
+    """
+    if vllm_config.device_config.device_type != "cuda":
+        return None
+    model, block_tokens = vllm_config.model_config, vllm_config.cache_config.block_size
+    if getattr(model, "is_hybrid", False) or not block_tokens or block_tokens > MAX_BLOCK_FIRST_TOKENS:
+        return None
+    if getattr(getattr(vllm_config, "attention_config", None), "hisparse_config", None) is not None:
+        return None
+    return "BLNHC" if _prefers_tokens_first() else "BLHNC"
+
+
+def _prefers_tokens_first() -> bool:
+    """As vLLM's own default is; from Blackwell on its kernels want heads first."""
+    from vllm.platforms import current_platform
+
+    capability = current_platform.get_device_capability()
+    return capability is not None and int(capability.major) < 10
 
 
 def block_tables_change(spec: Any) -> bool:
@@ -107,22 +140,36 @@ def _packed_order(facts: TensorFacts, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_layout(kv_caches: dict[str, torch.Tensor], vllm_config: Any, kv_cache_config: Any, device: str) -> Layout:
+def _device_index(device: Any) -> int:
+    if device.type == "cpu":
+        return -1
+    if device.type != "cuda":
+        raise UnknownLayoutError(f"KV caches on device {device.type} are not supported")
+    if device.index is not None:
+        return int(device.index)
+    import torch
+
+    return int(torch.cuda.current_device())
+
+
+def read_layout(kv_caches: dict[str, torch.Tensor], vllm_config: Any, kv_cache_config: Any) -> Layout:
     """Raises UnknownLayoutError."""
     spec = check_groups(vllm_config, kv_cache_config)
-    if device != "cpu":
-        raise UnknownLayoutError(f"KV caches on device {device} are not supported by this build")
     names = kv_cache_config.kv_cache_groups[0].layer_names
     missing = [name for name in names if name not in kv_caches]
     if missing:
         raise UnknownLayoutError(f"layer {missing[0]} has no KV cache tensor")
+    if not names:
+        raise UnknownLayoutError("there are no KV cache tensors")
+    device = kv_caches[names[0]].device
+    index = _device_index(device)
     tensors: list[TensorFacts] = []
     layers: list[dict[str, Any]] = []
     first_at: dict[int, int] = {}
     for name in names:
         tensor = kv_caches[name]
-        if tensor.device.type != device:
-            raise UnknownLayoutError(f"layer {name} lies on device {tensor.device.type}")
+        if tensor.device != device:
+            raise UnknownLayoutError(f"layer {name} lies on device {tensor.device}, and the others on {device}")
         facts = _describe_tensor(name, tensor, spec, kv_cache_config.num_blocks)
         layer = _packed_order(facts, str(tensor.dtype))
         layer["same_memory_as"] = first_at.setdefault(facts[1], len(tensors))
@@ -134,4 +181,4 @@ def read_layout(kv_caches: dict[str, torch.Tensor], vllm_config: Any, kv_cache_c
         "layout": str(getattr(kv_cache_config, "kv_cache_layout", None)),
         "layers": layers,
     }
-    return Layout(tensors, json.dumps(descriptor, sort_keys=True, separators=(",", ":")))
+    return Layout(tensors, json.dumps(descriptor, sort_keys=True, separators=(",", ":")), index)

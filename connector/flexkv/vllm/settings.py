@@ -34,6 +34,13 @@ class Settings:
     """Shorter hits are not loaded; -1 = from measured step time and copy rate."""
     allow_fail_policy: bool = False
     """Leave kv_load_failure_policy "fail" as it is."""
+    kv_layout: str = "auto"
+    """How the KV cache of a GPU lies: "auto" = all layers of a block side by side where that is safe, "engine" =
+    as the engine likes it. VLLM_KV_CACHE_LAYOUT comes before both."""
+    layerwise_loads: bool = False
+    """Compute with a hit's first layers while its last ones arrive (README: Layer-wise loads)."""
+    layerwise_wait_ms: int = 20
+    """Longest a step waits for the daemon to begin with its layer-wise loads; then they have failed."""
 
     @property
     def socket_dir(self) -> Path:
@@ -51,7 +58,14 @@ class Settings:
         return self.config or os.environ.get("FLEXKV_CONFIG_PATH", "")
 
 
-_LOWEST = {"lookup_wait_us": 0, "lookup_timeout_ms": 1, "load_timeout_ms": 1, "min_load_tokens": -1}
+_LOWEST = {
+    "lookup_wait_us": 0,
+    "lookup_timeout_ms": 1,
+    "load_timeout_ms": 1,
+    "min_load_tokens": -1,
+    "layerwise_wait_ms": 1,
+}
+_CHOICES = {"kv_layout": ("auto", "engine")}
 _HIGHEST = 2**31 - 1
 
 
@@ -73,6 +87,10 @@ def _convert(name: str, kind: str, value: Any) -> Any:
         if not _LOWEST[name] <= number <= _HIGHEST:
             raise ValueError(f"{PREFIX}{name} lies between {_LOWEST[name]} and {_HIGHEST}, not {number}")
         return number
+    if name in _CHOICES:
+        if value in _CHOICES[name]:
+            return value
+        raise ValueError(f"{PREFIX}{name} is one of {', '.join(_CHOICES[name])}, not {value!r}")
     if not isinstance(value, str):
         raise ValueError(f"{PREFIX}{name} is a path, not {value!r}")
     return value

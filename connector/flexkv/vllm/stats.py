@@ -14,6 +14,8 @@ SCHEDULER_COUNTERS = {
     "breaker_opens": "Times the daemon was given up until it answers again",
     "loads": "Loads started",
     "load_failures": "Loads that failed and were recomputed",
+    "layer_loads": "Loads that arrived layer by layer while the engine computed with them",
+    "layer_loads_failed": "Of those begun, loads that failed, and their requests with them",
     "puts": "Stores offered to the daemon",
     "put_blocks": "Blocks offered to the daemon",
     "fenced_blocks": "Stores dropped because their source block got a new owner",

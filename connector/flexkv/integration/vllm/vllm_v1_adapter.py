@@ -12,6 +12,7 @@ promised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,7 @@ class ReducedScheduler:
             self._known.add(request.request_id)
             # An adapter's content is not part of the identity (identity.py).
             self.session.new_request(request, request.lora_request is None, *self._hints.read(request))
-        tokens = self.session.matched_tokens(request, num_computed_tokens)
-        return tokens, bool(tokens)
+        return self.session.matched_tokens(request, num_computed_tokens)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> bool:
         if request.request_id not in self._known:
@@ -147,7 +147,9 @@ class FlexKVConnectorV1Impl:
             "FlexKV runs in reduced mode: blocks are stored when a request ends. For all features use "
             '"kv_connector":"FlexKVConnector","kv_connector_module_path":"flexkv.vllm.connector"'
         )
-        set_failure_policy(transfer, settings)
+        if settings.layerwise_loads:
+            logger.warning("FlexKV: flexkv.layerwise_loads has no effect in reduced mode")
+        set_failure_policy(transfer, replace(settings, layerwise_loads=False))
         self._scheduler = ReducedScheduler(vllm_config, settings)
 
     def _call(self, side: Any, hook: str, call: Callable[[Any], Any], otherwise: Any) -> Any:

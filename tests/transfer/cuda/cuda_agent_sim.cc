@@ -226,9 +226,20 @@ std::string CudaAgentSim::CurveFile() {
   return path;
 }
 
+absl::StatusOr<std::unique_ptr<DeviceAgent>> CudaAgentSim::NewAgent() {
+  if (rng_.OneIn(2)) {
+    return MakeCudaAgent(agent_options_, layout_, mapper_.get(), fake_.Connect(), CurveFile(),
+                         [] {});
+  }
+  const uint64_t pieces[] = {512, 4096, 20000, 1 << 20}, staging[] = {1, 3000, 1 << 20};
+  auto device = std::make_unique<SmallPieces>(layout_, fake_.Connect(), pieces[rng_.Below(4)]);
+  const absl::Status status = device->Make(agent_options_.copy, staging[rng_.Below(3)]);
+  if (!status.ok()) return status;
+  return internal::MakeAgent(agent_options_, layout_, mapper_.get(), std::move(device), [] {});
+}
+
 void CudaAgentSim::MakeAgent() {
-  auto made =
-      MakeCudaAgent(agent_options_, layout_, mapper_.get(), fake_.Connect(), CurveFile(), [] {});
+  auto made = NewAgent();
   if (!made.ok()) {
     Complain("no agent: " + std::string(made.status().message()));
     std::abort();

@@ -85,6 +85,7 @@ class CudaAgentSim {
   CopyOptions RandomCopyOptions();
   void MakeTensors();
   std::string CurveFile();
+  absl::StatusOr<std::unique_ptr<DeviceAgent>> NewAgent();
   void MakeAgent();
   void EndAgent();
   void MapSegment(size_t place);

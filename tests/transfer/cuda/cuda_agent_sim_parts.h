@@ -8,6 +8,10 @@
 #include <span>
 #include <thread>
 
+#include "flexkv/transfer/agent_core.h"
+#include "flexkv/transfer/agent_op.h"
+#include "flexkv/transfer/cuda/cuda_copier.h"
+#include "flexkv/transfer/cuda/pinned_segments.h"
 #include "flexkv/transfer/device_agent.h"
 #include "tests/transfer/cuda/cuda_agent_sim.h"
 
@@ -53,6 +57,45 @@ class CudaAgentSim::Waiting {
   }
 
   std::atomic<int64_t>& since_;
+};
+
+// The device of MakeCudaAgent, with registrations and staging buffers of any size: shards lie
+// across registrations and are in part not registered, chunks go through a staging buffer in
+// several rounds.
+class SmallPieces : public internal::AgentDevice {
+ public:
+  SmallPieces(const KvLayout& layout, std::unique_ptr<cuda::Api> api, uint64_t piece_bytes)
+      : map_(layout), api_(std::move(api)), pinned_({.piece_bytes = piece_bytes}, api_.get()) {}
+
+  absl::Status Make(const CopyOptions& options, uint64_t staging_bytes) {
+    auto copier = cuda::CudaCopier::Create(options, &map_, api_.get(), &pinned_, staging_bytes);
+    if (!copier.ok()) return copier.status();
+    copier_ = *std::move(copier);
+    copier_->SetKernelBelow(Route::kCpuToDevice, 512);
+    return absl::OkStatus();
+  }
+  ~SmallPieces() override { NoteLoss(); }
+
+  ChunkCopier* copier() override { return copier_.get(); }
+  void SegmentMapped(SegmentId segment, std::span<std::byte> memory) override {
+    pinned_.Add(segment, memory);
+  }
+  void SegmentGone(SegmentId segment) override {
+    NoteLoss();
+    pinned_.Remove(segment);
+  }
+  void SetCopyOptions(const CopyOptions& options) override { copier_->SetOptions(options); }
+  DeviceReport Report() const override { return {.device = "in small pieces"}; }
+
+ private:
+  void NoteLoss() {
+    if (copier_ != nullptr && copier_->stats().lost) pinned_.Abandon();
+  }
+
+  const internal::ShardMap map_;
+  const std::unique_ptr<cuda::Api> api_;
+  cuda::PinnedSegments pinned_;
+  std::unique_ptr<cuda::CudaCopier> copier_;
 };
 
 // Whether a block of one view is the content of `hash` from `offset` on.

@@ -6,11 +6,11 @@
 #   scripts/test.sh --long          also what takes longer, and more repeats of what is random
 #
 # Parts: cpp (C++ tests), ssd (crashes and kills of the SSD store), asan, tsan (the C++ tests under sanitizers), fuzz,
-# python (style, types, unit tests), wheel,
+# cuda (the CUDA library and the GPU tests: built, and what of them needs no GPU), python (style, types, unit tests), wheel,
 # harness (vLLM's real scheduler with the real connector), e2e (a real vLLM).
 source "$(dirname "$0")/common.sh"
 
-PARTS=(cpp ssd asan tsan fuzz python wheel harness e2e)
+PARTS=(cpp ssd asan tsan fuzz cuda python wheel harness e2e)
 ONLY=()
 LONG=()
 while [ $# -gt 0 ]; do
@@ -115,6 +115,16 @@ part_ssd() {
   check ssd_kills build/release/tests/storage/ssd_torture_test --kills $((2000 * (scale > 1 ? 5 : 1))) --backend threads --seed 11
   check ssd_daemon_kills build/release/tests/server/flexkv_daemon_torture --kills $((300 * scale)) --dir build/daemon_torture --seed 1
   tail -qn 1 build/logs/ssd_crash.log build/logs/ssd_kills.log build/logs/ssd_daemon_kills.log
+}
+part_cuda() {
+  if ! command -v nvcc > /dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    say "cuda: skipped, no nvcc"
+    SKIPPED=$((SKIPPED + 1))
+    return
+  fi
+  check cuda_build scripts/gpu.sh build
+  check cuda_without_gpu tests/gpu/check_build.sh
+  tail -qn 1 build/logs/cuda_build.log build/logs/cuda_without_gpu.log
 }
 part_wheel() { check wheel tests/check_wheel.sh "$VENV/bin/python"; }
 part_harness() { run_pytest harness tests/e2e/test_harness.py; }

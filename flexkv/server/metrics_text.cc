@@ -133,7 +133,7 @@ void AddRoutes(const DaemonSnapshot& s, PrometheusText* page) {
                 r.latency_ns, 1e-9, {{"route", r.route}});
   }
   for (const RouteSnapshot& r : s.routes) {
-    page->Histo("flexkv_transfer_copy_seconds", "Of that, copying, as the rank says.", r.copy_ns,
+    page->Histo("flexkv_transfer_copy_seconds", "Time that the rank spent copying.", r.copy_ns,
                 1e-9, {{"route", r.route}});
   }
   page->Histo("flexkv_match_latency_seconds", "Time of a lookup in the daemon.", s.match_latency_ns,

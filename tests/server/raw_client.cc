@@ -132,6 +132,7 @@ void RawClient::ReportDone(const shm::Message& op, OpKey key, std::span<const ui
   done.first = op.first;
   done.route = op.route;
   done.count = static_cast<uint32_t>(failed.size());
+  done.lease = copy_ns_;
   done.status =
       static_cast<uint32_t>(failed.empty() ? shm::WireStatus::kOk : shm::WireStatus::kPartial);
   Push(done, std::as_bytes(failed));

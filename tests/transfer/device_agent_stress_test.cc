@@ -4,6 +4,10 @@
 // from an old boot, refused or never; those of loads in parts, with parts missing, repeated, out of
 // order, naming a block twice, or the last one empty.
 //
+// The same over a device that copies later, beside a compute stream that runs later, too: what the
+// engine does to its memory then happens on that stream. Loads layer by layer are computed with in
+// the middle of their copies.
+//
 // Checked: a store's slot holds what its block held when it was submitted, or is reported failed; a
 // load's block holds its slot, or is reported; no block ever changes under its owner; every daemon
 // half (each part, by its number) is answered once, every load half once unless revoked.
@@ -19,6 +23,7 @@
 #include "gtest/gtest.h"
 #include "tests/support/test_seed.h"
 #include "tests/transfer/agent_harness.h"
+#include "tests/transfer/stream_copier.h"
 
 namespace flexkv {
 namespace {
@@ -80,6 +85,8 @@ struct StressOp {
   bool engine_waits = false;     // a load that still owes its result
   bool in_parts = false;
   bool may_stay_open = false;  // the last part was not posted
+  bool layerwise = false;
+  std::shared_ptr<std::vector<bool>> seen;  // by position: what the step computed with was right
   // In parts: what slots were named for each block; more than one when the daemon contradicts
   // itself.
   std::vector<std::vector<BlockHash>> promised;
@@ -89,9 +96,15 @@ struct StressOp {
 
 class Stress {
  public:
-  Stress(const Shape& shape, DeviceAgent::Options options, uint64_t seed)
+  Stress(const Shape& shape, DeviceAgent::Options options, uint64_t seed, bool with_stream)
       : rng_(seed),
-        harness_(shape, options, kBlocks, kSlots / 2),
+        harness_(shape, options, kBlocks, kSlots / 2,
+                 with_stream ? DeviceFactory([this, seed](const KvLayout& layout) {
+                   auto device = std::make_unique<StreamDevice>(layout, seed + 2);
+                   stream_ = &device->stream;
+                   return device;
+                 })
+                             : DeviceFactory()),
         daemon_(std::make_unique<DaemonThread>(harness_.agent.get(), seed + 1)),
         block_hash_(kBlocks),
         loading_(kBlocks, false),
@@ -101,7 +114,7 @@ class Stress {
   }
 
   void Step() {
-    switch (rng_.Below(14)) {
+    switch (rng_.Below(15)) {
       case 0:
       case 1:
       case 2:
@@ -126,6 +139,9 @@ class Stress {
         break;
       case 12:
         if (rng_.OneIn(20)) NewBoot();
+        break;
+      case 13:
+        LayerStep();
         break;
       default:
         std::this_thread::sleep_for(std::chrono::microseconds(rng_.Below(400)));
@@ -158,9 +174,20 @@ class Stress {
     EXPECT_TRUE(harness_.memory.PaddingIntact());
   }
 
-  uint64_t stored_ok = 0, loaded_ok = 0, loaded_in_parts_ok = 0, failed = 0;
+  uint64_t stored_ok = 0, loaded_ok = 0, loaded_in_parts_ok = 0, loaded_in_layers_ok = 0,
+           failed = 0;
 
  private:
+  // What the engine does to its memory.
+  void Compute(std::function<void()> work) {
+    if (stream_ == nullptr) {
+      work();
+      return;
+    }
+    stream_->Enqueue(std::move(work));
+    computed_ = true;
+  }
+
   uint32_t Outstanding() const {
     uint32_t count = 0;
     for (const auto& [key, op] : ops_) count += op.engine_waits + (op.answers < op.daemon_halves);
@@ -181,7 +208,7 @@ class Stress {
     for (uint32_t i = 0; i < op->slots.size(); ++i)
       half.blocks.push_back(harness_.PlaceOf(op->slots[i], i));
     if (rng_.OneIn(12)) return;  // never comes
-    if (op->route == Route::kCpuToDevice && rng_.OneIn(2)) {
+    if (op->route == Route::kCpuToDevice && !op->layerwise && rng_.OneIn(2)) {
       PostParts(half, op);
       return;
     }
@@ -242,7 +269,9 @@ class Stress {
     const bool daemon_first = rng_.OneIn(2);
     if (daemon_first) Post(key, op);
     if (daemon_first && rng_.OneIn(3)) std::this_thread::sleep_for(std::chrono::microseconds(100));
-    if (op->route == Route::kCpuToDevice || !rng_.OneIn(12)) {
+    if (op->layerwise) {
+      ASSERT_TRUE(harness_.LayerLoad(key, op->blocks).ok());
+    } else if (op->route == Route::kCpuToDevice || !rng_.OneIn(12)) {
       ASSERT_TRUE(harness_.Engine(key, op->route, op->blocks).ok());
     }
     if (!daemon_first) Post(key, op);
@@ -273,8 +302,8 @@ class Stress {
     Submit(key, &ops_.emplace(key, std::move(op)).first->second);
   }
 
-  void StartLoad() {
-    StressOp op{.route = Route::kCpuToDevice, .engine_waits = true};
+  OpKey StartLoad(bool layerwise = false) {
+    StressOp op{.route = Route::kCpuToDevice, .engine_waits = true, .layerwise = layerwise};
     for (uint32_t block : PickBlocks(6)) {
       const uint32_t slot = static_cast<uint32_t>(rng_.Below(kSlots));
       if (slot_busy_[slot] || !slot_hash_[slot].has_value()) continue;
@@ -284,15 +313,48 @@ class Stress {
       op.slots.push_back(slot);
       op.hashes.push_back(*slot_hash_[slot]);
     }
-    if (op.blocks.empty()) return;
+    if (op.blocks.empty()) return 0;
+    // Loads share a mark with those submitted before unless the engine has begun a new step.
+    if (computed_) harness_.agent->SetComputeStream(1);
+    computed_ = false;
     harness_.agent->FenceBlocks(op.blocks);  // they have a new owner
     const OpKey key = next_key_++;
     Submit(key, &ops_.emplace(key, std::move(op)).first->second);
+    return key;
+  }
+
+  // A step that computes with the loads it starts, layer after layer.
+  void LayerStep() {
+    std::vector<OpKey> keys;
+    for (uint64_t i = 1 + rng_.Below(3); i > 0; --i) {
+      if (const OpKey key = StartLoad(true); key != 0) keys.push_back(key);
+    }
+    harness_.agent->StartLayerLoads(rng_.Below(1000) * kNsPerUs);
+    const uint32_t views = static_cast<uint32_t>(harness_.memory.layout().groups[0].layers.size());
+    for (uint32_t layer = 0; layer < views; ++layer) {
+      if (!keys.empty() && rng_.OneIn(20)) Revoke(keys[rng_.Below(keys.size())]);
+      if (rng_.OneIn(100)) NewBoot();
+      if (!rng_.OneIn(4)) harness_.agent->WaitForLayer(layer);
+    }
+    harness_.agent->WaitForLayer(views - 1);
+    for (const OpKey key : keys) Look(key);
+    harness_.agent->StepDone();
+  }
+
+  // All layers of a load as the step sees them.
+  void Look(OpKey key) {
+    StressOp& op = ops_.at(key);
+    op.seen = std::make_shared<std::vector<bool>>(op.blocks.size());
+    Compute([this, seen = op.seen, blocks = op.blocks, hashes = op.hashes] {
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        (*seen)[i] = harness_.memory.Holds(blocks[i], hashes[i]);
+      }
+    });
   }
 
   void Own(uint32_t block) {
     block_hash_[block] = HashFromNumber(1000 + next_hash_++);
-    harness_.memory.Fill(block, block_hash_[block]);
+    Compute([this, block, hash = block_hash_[block]] { harness_.memory.Fill(block, hash); });
   }
 
   void FenceAndOverwrite() {
@@ -342,6 +404,7 @@ class Stress {
     const std::set<uint32_t> missing(result.failed_engine_blocks.begin(),
                                      result.failed_engine_blocks.end());
     ASSERT_EQ(result.status == OpStatus::kOk, missing.empty());
+    if (op.layerwise) CheckSeen(key, op, missing);
     for (size_t i = 0; i < op.blocks.size(); ++i) {
       const uint32_t block = op.blocks[i];
       loading_[block] = false;
@@ -350,11 +413,22 @@ class Stress {
         Own(block);
         continue;
       }
-      ++(op.in_parts ? loaded_in_parts_ok : loaded_ok);
+      ++(op.in_parts ? loaded_in_parts_ok : op.layerwise ? loaded_in_layers_ok : loaded_ok);
       block_hash_[block] = op.hashes[i];
       if (op.in_parts) block_hash_[block] = HeldPromise(op, i);
       ASSERT_TRUE(harness_.memory.Holds(block, block_hash_[block]))
           << "op " << key << " block " << block;
+    }
+  }
+
+  // A load by layers has failed as a whole, or its step has seen all of it.
+  void CheckSeen(OpKey key, const StressOp& op, const std::set<uint32_t>& missing) {
+    ASSERT_TRUE(missing.empty() || missing.size() == op.blocks.size()) << "op " << key;
+    if (!missing.empty()) return;
+    ASSERT_NE(op.seen, nullptr) << "told before the step that computes with it was over";
+    if (stream_ != nullptr) stream_->Synchronize();
+    for (size_t i = 0; i < op.blocks.size(); ++i) {
+      ASSERT_TRUE((*op.seen)[i]) << "op " << key << " block " << op.blocks[i];
     }
   }
 
@@ -396,6 +470,7 @@ class Stress {
   }
 
   void CheckBlocks() {
+    if (stream_ != nullptr) stream_->Synchronize();
     for (uint32_t block = 0; block < kBlocks; ++block) {
       if (loading_[block]) continue;
       ASSERT_TRUE(harness_.memory.Holds(block, block_hash_[block]))
@@ -404,6 +479,8 @@ class Stress {
   }
 
   TestRng rng_;
+  StreamCopier* stream_ = nullptr;  // the agent's
+  bool computed_ = false;
   AgentHarness harness_;
   std::unique_ptr<DaemonThread> daemon_;
   uint64_t boot_ = kBoot;
@@ -421,16 +498,17 @@ class Stress {
 class AgentStressTest : public testing::Test {
  protected:
   void TearDown() override { ASSERT_TRUE(ArmFaults("").ok()); }
-  void RunRounds(int rounds, int steps, int pause_us, const char* faults) {
+  void RunRounds(int rounds, int steps, int pause_us, const char* faults,
+                 bool with_stream = false) {
     TestRng rng(TestSeed());
     ASSERT_TRUE(ArmFaults(faults).ok());
-    uint64_t stored = 0, loaded = 0, in_parts = 0, failed = 0;
+    uint64_t stored = 0, loaded = 0, in_parts = 0, in_layers = 0, failed = 0;
     const std::vector<Shape> shapes = AllShapes();
     for (int round = 0; round < rounds && !HasFailure(); ++round) {
       const uint64_t chunk_bytes[] = {1, 3000, 1 << 20};
       Stress stress(shapes[rng.Below(shapes.size())],
                     {.chunk_bytes = chunk_bytes[rng.Below(3)], .orphan_timeout_ns = 30 * kNsPerMs},
-                    rng.Next());
+                    rng.Next(), with_stream);
       for (int step = 0; step < steps && !HasFailure(); ++step) {
         stress.Step();
         std::this_thread::sleep_for(
@@ -440,18 +518,25 @@ class AgentStressTest : public testing::Test {
       stored += stress.stored_ok;
       loaded += stress.loaded_ok;
       in_parts += stress.loaded_in_parts_ok;
+      in_layers += stress.loaded_in_layers_ok;
       failed += stress.failed;
     }
-    std::printf("stored %lu, loaded %lu and %lu in parts, failed loads of %lu blocks\n", stored,
-                loaded, in_parts, failed);
+    std::printf(
+        "stored %lu, loaded %lu and %lu in parts and %lu by layers, failed loads of %lu blocks\n",
+        stored, loaded, in_parts, in_layers, failed);
     EXPECT_GT(stored, 0u);
     EXPECT_GT(loaded, 0u);
     EXPECT_GT(in_parts, 0u);
+    EXPECT_GT(in_layers, 0u);
   }
 };
 
 TEST_F(AgentStressTest, KeepsEveryPromiseUnderRandomHistories) {
   RunRounds(12, 600, 100, "agent.fail_op:40");
+}
+
+TEST_F(AgentStressTest, KeepsEveryPromiseBesideAComputeStream) {
+  RunRounds(12, 600, 100, "agent.fail_op:40", true);
 }
 
 // Copies that take 20 ms: fences and revokes mostly meet a running chunk.

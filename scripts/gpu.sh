@@ -49,9 +49,14 @@ driver() {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null | head -1 || true
 }
 
+# Where an interpreter with torch has NCCL, in case the system has none.
+nccl_folder() {
+  "${PYTHON:-python3}" -c 'import nvidia.nccl as n; print(list(n.__path__)[0] + "/lib")' 2> /dev/null || true
+}
+
 run_tests() {
   echo "==> flexkv_gpu_test"
-  timeout 260 "$bin/flexkv_gpu_test" --json "$work/figures.json" --gtest_print_time=1 2>&1 | tee "$work/test.log" |
+  LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$(nccl_folder)" timeout 260 "$bin/flexkv_gpu_test" --json "$work/figures.json" --gtest_print_time=1 2>&1 | tee "$work/test.log" |
     grep -vE '^\[ (RUN|      OK) |^$|^\[-+\]' || true
   count "$work/test.log" flexkv_gpu_test
 }

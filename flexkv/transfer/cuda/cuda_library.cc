@@ -29,18 +29,18 @@ std::filesystem::path OwnFolder() {
   }
   std::error_code error;
   // A program's name may be relative, as its caller gave it.
-  const bool program = std::strchr(info.dli_fname, '/') == nullptr || info.dli_fname[0] != '/';
-  const std::filesystem::path file = program
-                                         ? std::filesystem::read_symlink("/proc/self/exe", error)
-                                         : std::filesystem::path(info.dli_fname);
+  const std::filesystem::path file = info.dli_fname[0] == '/'
+                                         ? std::filesystem::path(info.dli_fname)
+                                         : std::filesystem::read_symlink("/proc/self/exe", error);
   if (error) return {};
   return file.parent_path();
 }
 
 absl::StatusOr<std::string> BesideThisCode() {
   const std::filesystem::path folder = OwnFolder();
+  const std::filesystem::path above = folder.parent_path();
   for (const std::filesystem::path& place :
-       {folder / kFileName, folder.parent_path() / "lib" / kFileName}) {
+       {folder / kFileName, above / kFileName, above / "lib" / kFileName}) {
     std::error_code error;
     if (place.is_absolute() && std::filesystem::is_regular_file(place, error)) {
       return place.string();

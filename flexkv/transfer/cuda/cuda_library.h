@@ -1,6 +1,6 @@
 // Finds and opens the library with the real cuda::Api: libflexkv_cuda.so beside the caller's own
-// binary (or in ../lib of it). It is the only part of FlexKV that needs a driver; without it, or
-// without a driver, Open says so in one sentence and everything else works.
+// binary (or in .. or ../lib of it). It is the only part of FlexKV that needs a driver; without it,
+// or without a driver, Open says so in one sentence and everything else works.
 #pragma once
 
 #include <memory>

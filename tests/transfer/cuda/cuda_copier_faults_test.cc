@@ -59,7 +59,7 @@ void Check(CopierRig* rig, const Scene& scene) {
 TEST(CudaCopierFaultsTest, AnyCallMayRefuseOnce) {
   TestRng rng(TestSeed());
   uint64_t failed = 0;
-  for (uint64_t nth = 1; nth < 220; nth += 1 + rng.Below(3)) {
+  for (uint64_t nth = 1; nth < 220; nth += 1 + rng.Below(6)) {
     CopierRig rig(rng.Next(), Mixed(&rng));
     const Error error = rng.OneIn(2) ? Error::kOther : Error::kNoMemory;
     rig.cuda.FailCall("", nth, error);

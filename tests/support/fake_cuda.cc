@@ -212,7 +212,18 @@ cuda::Error FakeCuda::CreateStream(int priority, Stream* stream) {
 }
 
 // Handles of the engine's streams are odd, so that this can be asked inside of calls.
-bool FakeCuda::IsEngines(Stream stream) { return reinterpret_cast<uintptr_t>(stream) % 2 == 1; }
+bool FakeCuda::IsEngines(Stream stream) {
+  return stream == nullptr || reinterpret_cast<uintptr_t>(stream) % 2 == 1;
+}
+
+cuda::Stream FakeCuda::LegacyStream() {
+  Lock lock(mutex_);
+  if (!streams_.contains(nullptr)) {
+    streams_.emplace(nullptr, std::make_unique<StreamState>()).first->second->engine = true;
+    Shuffle();
+  }
+  return nullptr;
+}
 
 cuda::Stream FakeCuda::EngineStream() {
   Lock lock(mutex_);

@@ -85,6 +85,9 @@ class FakeCuda final : public cuda::Api {
   void ForgetDevice(std::span<std::byte> memory);
   void Sleep();  // all adopted memory is gone; whoever copies there has a stale pointer
   Stream EngineStream();
+  // The engine computes on the legacy default stream, as torch does unless told otherwise. It may
+  // be recorded and made to wait, nothing else.
+  Stream LegacyStream();
   static bool IsEngines(Stream stream);
   // A kernel: `begin` runs when it is its turn, `end` some time later. Both under the fake's lock:
   // they must not call it. `gate`: it does not begin before this is true.

@@ -39,7 +39,7 @@ CudaAgentSim::CudaAgentSim(const Options& options)
       fake_(FakeOptions(options)),
       mapper_(std::make_unique<Mapper>()),
       captures_left_(options.captures) {
-  compute_ = fake_.EngineStream();
+  compute_ = options.captures == 0 && rng_.OneIn(4) ? fake_.LegacyStream() : fake_.EngineStream();
   fake_.UseDevice();  // as an engine's thread has
   MakeTensors();
   segments_.resize(kSegments);

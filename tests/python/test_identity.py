@@ -144,8 +144,8 @@ def test_engine_ids() -> None:
     assert identity.engine_id(config) != same
 
 
-def _replicas(spec: Any, *, replicas: int | None = 4, **changes: Any) -> bool:
-    """As vLLM sees an engine of four ranks with layers of this kind; `replicas` as it says itself."""
+def _engine(spec: Any, **changes: Any) -> tuple[SimpleNamespace, Any]:
+    """An engine of four ranks with a group of layers of each of these kinds, as vLLM describes it."""
     from vllm.v1.core.kv_cache_utils import kv_cache_groups_tp_replicas
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
@@ -154,16 +154,19 @@ def _replicas(spec: Any, *, replicas: int | None = 4, **changes: Any) -> bool:
     cache = {"calculate_kv_scales": False}
     for name, value in changes.items():
         (cache if name in cache else parallel)[name] = value
-    groups = [
-        KVCacheGroupSpec([f"layer.{i}"], spec) for i, spec in enumerate(spec if isinstance(spec, list) else [spec])
-    ]
+    specs = spec if isinstance(spec, list) else [spec]
+    groups = [KVCacheGroupSpec([f"layer.{i}"], each) for i, each in enumerate(specs)]
     config = KVCacheConfig(num_blocks=10, kv_cache_tensors=[], kv_cache_groups=groups)
     config.kv_tp_replicas = kv_cache_groups_tp_replicas(
         groups, parallel["tensor_parallel_size"], parallel["decode_context_parallel_size"]
     )
-    if replicas is not None:
-        assert config.kv_tp_replicas == replicas
-    vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(**parallel), cache_config=SimpleNamespace(**cache))
+    return SimpleNamespace(parallel_config=SimpleNamespace(**parallel), cache_config=SimpleNamespace(**cache)), config
+
+
+def _replicas(spec: Any, *, replicas: int = 4, **changes: Any) -> bool:
+    """`replicas`: what vLLM says itself."""
+    vllm_config, config = _engine(spec, **changes)
+    assert config.kv_tp_replicas == replicas
     return identity.ranks_are_replicas(vllm_config, config)
 
 
@@ -224,3 +227,9 @@ def test_an_engine_that_says_nothing_has_no_replicas() -> None:
     parallel = SimpleNamespace(tensor_parallel_size=4, pipeline_parallel_size=1, world_size=4)
     config = SimpleNamespace(parallel_config=parallel, cache_config=SimpleNamespace())
     assert not identity.ranks_are_replicas(config, SimpleNamespace(kv_cache_groups=[group]))
+
+
+def test_what_replicas_hold_counts_once() -> None:
+    mla, full = _mla(), _full()
+    assert identity.engine_cache_bytes(*_engine(mla)) == 10 * mla.page_size_bytes
+    assert identity.engine_cache_bytes(*_engine(full)) == 4 * 10 * full.page_size_bytes

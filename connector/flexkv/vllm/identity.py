@@ -212,11 +212,13 @@ def block_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
 
 
 def engine_cache_bytes(vllm_config: Any, kv_cache_config: Any) -> int:
-    """The engine's own KV cache on all its ranks."""
+    """The engine's own KV cache on all its ranks; of replicas on one, since the daemon too keeps one copy."""
     block = sum(
         group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in kv_cache_config.kv_cache_groups
     )
-    return int(kv_cache_config.num_blocks * block * vllm_config.parallel_config.tensor_parallel_size)
+    replicas = ranks_are_replicas(vllm_config, kv_cache_config)
+    copies = 1 if replicas else vllm_config.parallel_config.tensor_parallel_size
+    return int(kv_cache_config.num_blocks * block * copies)
 
 
 def engine_id(vllm_config: Any) -> tuple[int, int]:

@@ -25,6 +25,7 @@ __all__ = [
     "KVConnectorStats",
     "KVConnectorWorkerMetadata",
     "none_hash",
+    "sleep_allocator",
     "vllm_version",
 ]
 
@@ -56,3 +57,10 @@ def none_hash() -> bytes:
 
     value = getattr(kv_cache_utils, "NONE_HASH", b"")
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+def sleep_allocator() -> Any:
+    """What takes GPU memory away in sleep mode. ImportError where this vLLM has none."""
+    from vllm.device_allocator import get_mem_allocator_instance
+
+    return get_mem_allocator_instance()

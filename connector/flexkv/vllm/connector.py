@@ -28,6 +28,7 @@ from flexkv.vllm.sessions import (
     set_failure_policy,
 )
 from flexkv.vllm.settings import Settings, read_settings
+from flexkv.vllm.sleep_mode import watch_sleep
 from flexkv.vllm.stats import SCHEDULER_COUNTERS, WORKER_COUNTERS, FlexKVPromMetrics, FlexKVStats, Increments
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class WorkerSide:
         self._fenced: FlexKVMetadata | None = None
         self._device: torch.device | None = None  # of the KV tensors, when they lie on a GPU
         self._stream = 0
+        self._watches_sleep = False
         self.reports = LoadReports(recomputes_itself=recomputes_itself(settings))
         self.layers: LayerWatch | None = None
         if settings.layerwise_loads:
@@ -225,8 +227,19 @@ class WorkerSide:
             return
         device = next(iter(kv_caches.values())).device
         self._device = device if device.type == "cuda" else None
+        if self._device is not None and not self._watches_sleep:
+            self._watch_sleep(kv_caches)
         if self.layers is not None:
             self.layers.expect(self._kv_cache_config.kv_cache_groups[0].layer_names)
+
+    def _watch_sleep(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """The tensors stay where they are in sleep mode; their memory comes and goes."""
+        self._watches_sleep = True
+        try:
+            watch_sleep(self._vllm_config, self.session.abandon, lambda: self.register(kv_caches), self.fail)
+        except (AttributeError, ImportError) as error:
+            logger.warning("FlexKV is off for this worker: this vLLM's sleep mode is not understood (%s)", error)
+            self.session.abandon()
 
     def _compute_stream(self) -> int:
         if self._device is None:

@@ -68,7 +68,12 @@ class Daemon:
         self.process.send_signal(number)
 
     def pause(self) -> None:
+        """When this returns, no thread of the daemon runs."""
         self._signal(signal.SIGSTOP)
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any((task / "stat").read_text().rpartition(")")[2].split()[0] != "T" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

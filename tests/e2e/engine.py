@@ -49,6 +49,7 @@ class RealEngine:
         self.scheduler: Any = self.engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
         self.connector: Any = self.scheduler.connector
         self.outputs: dict[str, list[int]] = {}
+        self.errored: set[str] = set()  # requests that the engine ended with an error
         self._ids = itertools.count()
 
     def wait_ready(self) -> None:
@@ -82,6 +83,8 @@ class RealEngine:
     def step(self) -> None:
         for output in self.engine.step():
             self.outputs[output.request_id] = list(output.outputs[0].token_ids)
+            if output.outputs[0].finish_reason == "error":
+                self.errored.add(output.request_id)
 
     def run(self) -> None:
         while self.engine.has_unfinished_requests():

@@ -426,7 +426,8 @@ class Engine:
     def check_promises(self) -> None:
         assert self.promises == self.reports, "every load promised is reported exactly once"
         stats = self.stats()
-        assert self.layer_promises == stats["layer_loads"] + stats["layer_loads_failed"]
+        ended = (stats["layer_loads"], stats["layer_loads_failed"])
+        assert self.layer_promises == sum(ended), (self.layer_promises, ended, self.worker._worker.totals())
         assert self.connector._scheduler.errors == 0
         assert self.worker._worker.errors == 0
 

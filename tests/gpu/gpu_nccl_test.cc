@@ -25,7 +25,7 @@ absl::StatusOr<std::shared_ptr<const cuda::NcclLibrary>> OpenNccl() {
   return library;
 }
 
-class NcclOnGpu : public GpuTest {
+class GpuNccl : public GpuTest {
  protected:
   void SetUp() override {
     GpuTest::SetUp();
@@ -45,7 +45,7 @@ class NcclOnGpu : public GpuTest {
   std::unique_ptr<cuda::NcclBroadcaster> broadcaster_;
 };
 
-TEST_F(NcclOnGpu, BroadcastsInStreamOrder) {
+TEST_F(GpuNccl, BroadcastsInStreamOrder) {
   Buffer device(Buffer::Where::kDevice, kBytes);
   Buffer sent(Buffer::Where::kHost, kBytes), back(Buffer::Where::kHost, kBytes);
   ASSERT_TRUE(device.data() != nullptr && sent.data() != nullptr && back.data() != nullptr);
@@ -66,7 +66,7 @@ TEST_F(NcclOnGpu, BroadcastsInStreamOrder) {
   std::printf("  NCCL %s\n", library_->VersionText().c_str());
 }
 
-TEST_F(NcclOnGpu, IsAbortedUnderWay) {
+TEST_F(GpuNccl, IsAbortedUnderWay) {
   Buffer device(Buffer::Where::kDevice, kBytes);
   ASSERT_NE(device.data(), nullptr);
   Stream stream;

@@ -208,6 +208,7 @@ void PyScheduler::BlocksAllocated(nb::handle request, nb::handle blocks,
   }
   const bool layerwise = session()->OfferIsLayerwise(text);
   session()->BlocksAllocated(text, block_ids_, num_external_tokens);
+  if (layerwise && !session()->LoadOutstanding(text)) return;  // there was nothing to load
   loads_[std::string(text)] = {.delivered = false, .layerwise = layerwise};
 }
 

@@ -476,6 +476,8 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
       request->block_ids.begin() + static_cast<ptrdiff_t>(std::min<size_t>(load.first, end)),
       request->block_ids.begin() + static_cast<ptrdiff_t>(end));
   load.count = static_cast<uint32_t>(load.block_ids.size());
+  load.layerwise = std::exchange(request->offered_layerwise, false);
+  if (load.layerwise && count == 0) return ReleaseLease(request);  // all outside the window
 
   shm::Message message = shm::MakeMessage(shm::MessageType::kLoad);
   message.request = request->key;
@@ -486,7 +488,6 @@ void SchedulerSession::Impl::StartLoad(SchedulerRequest* request, uint32_t num_e
   const bool complete =
       count > 0 && load.count == count && size_t{load.first} + count <= request->hashes.size();
   const bool sent = complete && request->lease != 0 && Usable() && ready && Push(message);
-  load.layerwise = std::exchange(request->offered_layerwise, false);
   if (load.layerwise) {
     RingIfDue();  // the step waits for the daemon's half
     load.ranks_left = options.world_size;

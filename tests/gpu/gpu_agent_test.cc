@@ -210,6 +210,8 @@ TEST_F(GpuAgent, FiftyGraphsAreCapturedDuringRegistrationAndCopies) {
   Buffer scratch(Buffer::Where::kDevice, 1 << 20);
   std::vector<cudaGraphExec_t> graphs;
   Stream capturing;
+  EXPECT_EQ(cudaSuccess, Write(capturing, scratch.data(), scratch.size(), 1));  // loads its code
+  EXPECT_EQ(cudaSuccess, cudaStreamSynchronize(capturing));
   for (int i = 0; i < 50; ++i) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t runnable = nullptr;

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 
 #include "absl/status/status.h"
@@ -28,10 +29,11 @@ std::filesystem::path OwnFolder() {
     return {};
   }
   std::error_code error;
-  // A program's name may be relative, as its caller gave it.
-  const std::filesystem::path file = info.dli_fname[0] == '/'
-                                         ? std::filesystem::path(info.dli_fname)
-                                         : std::filesystem::read_symlink("/proc/self/exe", error);
+  // Of a program it is the name that its caller gave it.
+  const std::string_view name = info.dli_fname;
+  const bool whole = name.starts_with('/') && !name.starts_with("/proc/");
+  const std::filesystem::path file =
+      whole ? std::filesystem::path(name) : std::filesystem::read_symlink("/proc/self/exe", error);
   if (error) return {};
   return file.parent_path();
 }

@@ -11,12 +11,6 @@ namespace {
 
 thread_local std::string last_message;
 
-std::string Hex(const void* pointer) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%p", pointer);
-  return text;
-}
-
 // Hands every call on.
 class Connection final : public cuda::Api {
  public:
@@ -379,92 +373,6 @@ cuda::Error FakeCuda::ElapsedNs(Event start, Event end, int64_t* ns) {
   }
   if (!first->record->done || !last->record->done) return Error::kNotReady;
   *ns = last->record->at_ns - first->record->at_ns;
-  return Error::kOk;
-}
-
-// --- copies ---
-
-bool FakeCuda::Reachable(const void* memory, uint64_t bytes, bool across) const {
-  uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t end = begin + bytes;
-  while (true) {
-    auto it = memory_.upper_bound(begin);
-    if (it == memory_.begin()) return false;
-    --it;
-    const uintptr_t known_end = it->first + it->second.bytes;
-    if (end <= known_end) return true;
-    if (!across || begin >= known_end) return false;
-    begin = known_end;
-  }
-}
-
-// Two registrations that adjoin are two memories: the copy engine's call refuses what lies across,
-// as the driver does (sgl-project/sglang#36798 met it); a kernel sees one address space.
-bool FakeCuda::CheckCopy(const char* name, const Copy& copy, OpKind kind) {
-  const bool across = kind == OpKind::kKernelCopies;
-  for (const void* side :
-       {static_cast<const void*>(copy.target), static_cast<const void*>(copy.source)}) {
-    if (Reachable(side, copy.bytes, across)) continue;
-    Violation(std::string(name) + ": [" + Hex(side) + ", +" + std::to_string(copy.bytes) +
-              (Reachable(side, copy.bytes, true) ? ") lies across two registrations"
-                                                 : ") is neither on the device nor registered"));
-    return false;
-  }
-  return true;
-}
-
-cuda::Error FakeCuda::CopyBatch(void* const* targets, const void* const* sources,
-                                const size_t* sizes, size_t count, Stream stream) {
-  Lock lock(mutex_);
-  const Error failure = Enter("CopyBatch");
-  if (failure != Error::kOk && (lost_ || unloading_)) return failure;
-  StreamState* state = CopyStream("CopyBatch", stream);
-  if (state == nullptr) return Error::kInvalid;
-  if (state->capture != nullptr) Violation("copies were captured into a graph");
-  if (count == 0) return failure;
-  Op op;
-  op.kind = OpKind::kCopies;
-  for (size_t i = 0; i < count; ++i) {
-    const Copy copy{static_cast<std::byte*>(targets[i]), static_cast<const std::byte*>(sources[i]),
-                    sizes[i]};
-    if (copy.bytes == 0) return Fail(Error::kInvalid, "a copy of no bytes");
-    if (!CheckCopy("CopyBatch", copy, op.kind)) return Fail(Error::kInvalid, "invalid argument");
-    if (failure == Error::kOk || rng_.OneIn(2)) op.copies.push_back(copy);
-  }
-  if (!op.copies.empty()) state->ops.push_back(std::move(op));
-  changed_.notify_all();
-  return failure;
-}
-
-cuda::Error FakeCuda::CopyKernel(const cuda::CopyItem* items, size_t count, int sms,
-                                 Stream stream) {
-  Lock lock(mutex_);
-  if (Error error = Enter("CopyKernel"); error != Error::kOk) return error;
-  CheckThread("CopyKernel");
-  StreamState* state = CopyStream("CopyKernel", stream);
-  if (state == nullptr) return Error::kInvalid;
-  if (state->capture != nullptr) Violation("copies were captured into a graph");
-  if (!options_.kernels_read_host) return Fail(Error::kNotSupported, "no unified addresses");
-  if (sms < 1) return Fail(Error::kInvalid, "no SM to run on");
-  if (count == 0) return Error::kOk;
-  auto it = memory_.upper_bound(reinterpret_cast<uintptr_t>(items));
-  if (!Reachable(items, count * sizeof(*items)) || (--it)->second.kind != MemoryKind::kHost) {
-    Violation("CopyKernel with a list that is not in memory of AllocateHost");
-    return Fail(Error::kInvalid, "invalid argument");
-  }
-  Op op;
-  op.kind = OpKind::kKernelCopies;
-  op.items = items;
-  op.listed.assign(items, items + count);
-  for (const cuda::CopyItem& item : op.listed) {
-    const Copy copy{static_cast<std::byte*>(item.target),
-                    static_cast<const std::byte*>(item.source), item.bytes};
-    if (copy.bytes == 0) continue;
-    if (!CheckCopy("CopyKernel", copy, op.kind)) return Fail(Error::kInvalid, "invalid argument");
-    op.copies.push_back(copy);
-  }
-  state->ops.push_back(std::move(op));
-  changed_.notify_all();
   return Error::kOk;
 }
 

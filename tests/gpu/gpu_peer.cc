@@ -65,7 +65,12 @@ class Engine {
     auto agent = MakeCudaAgent({}, layout_, &mapper_, *std::move(api), "", [] {});
     if (!agent.ok()) return agent.status();
     agent_ = *std::move(agent);
+    cudaStream_t compute = nullptr;
+    if (cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking) != cudaSuccess) {
+      return absl::InternalError("no stream to compute on");
+    }
     agent_->SetBootId(kBoot);
+    agent_->SetComputeStream(reinterpret_cast<uint64_t>(compute));
     agent_->SegmentMapped(1, arena_);
     return absl::OkStatus();
   }

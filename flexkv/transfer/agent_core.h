@@ -121,6 +121,8 @@ struct Chunk {
 
   // The job's spans, when all pieces are there.
   void Seal(uint32_t num_groups);
+  // As new, but for the memory of its vectors.
+  void Clear();
 };
 
 class AgentCore : public DeviceAgent {
@@ -178,6 +180,7 @@ class AgentCore : public DeviceAgent {
   // Checks and chunks, for both lanes.
   void Check(AgentOp* op, Lock& lock);
   bool Prepare(AgentOp* op);  // without mutex_
+  Chunk NewChunk();
   void AddPiece(AgentOp* op, const Piece& piece, Chunk* chunk) const;
   void StartChunk(Chunk chunk, Lock& lock);
   void EndChunk(ChunkTicket ticket);
@@ -232,6 +235,7 @@ class AgentCore : public DeviceAgent {
   std::atomic<ComputeMark> load_mark_{kNoMark};  // of this step; kNoMark: is to be taken
 
   std::map<ChunkTicket, Chunk> chunks_;
+  std::vector<Chunk> spare_chunks_;
   ChunkTicket last_ticket_ = 0;
   uint32_t chunks_to_collect_ = 0;     // started and not ended
   uint64_t bytes_in_flight_[2] = {};   // of the background lane, by route

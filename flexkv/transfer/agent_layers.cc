@@ -78,7 +78,8 @@ void AgentCore::LeaveLayers(AgentOp* op, bool failed) {
 
 void AgentCore::StartNextLayer(Lane lane, Lock& lock) {
   const uint32_t layer = layer_step_.next++;
-  Chunk chunk{.of_layers = true};
+  Chunk chunk = NewChunk();
+  chunk.of_layers = true;
   chunk.job.route = Route::kCpuToDevice;
   chunk.job.lane = lane;
   for (AgentOp* op : layer_step_.ops) {

@@ -16,6 +16,7 @@ namespace {
 constexpr uint32_t kLoadChunksPerStoreChunk = 8;
 // Between two looks at a device that is later than it said.
 constexpr TimeNs kLeastSleepNs = 20 * kNsPerUs;
+constexpr size_t kSpareChunks = 16;
 
 }  // namespace
 
@@ -80,7 +81,7 @@ bool AgentCore::StartSome(Lock& lock) {
   AgentOp* op = PickOp();
   if (op == nullptr) return false;
   if (!op->prepared) Check(op, lock);
-  Chunk chunk;
+  Chunk chunk = NewChunk();
   if (op->usable && !op->cancelled) op->TakeChunk(map_, options_.chunk_bytes, &chunk.positions);
   if (op->done()) MoveTo(nullptr, op);
   if (chunk.positions.empty()) {
@@ -163,6 +164,23 @@ void AgentCore::AddPiece(AgentOp* op, const Piece& piece, Chunk* chunk) const {
   }
 }
 
+Chunk AgentCore::NewChunk() {
+  if (spare_chunks_.empty()) return {};
+  Chunk chunk = std::move(spare_chunks_.back());
+  spare_chunks_.pop_back();
+  return chunk;
+}
+
+void Chunk::Clear() {
+  job = {};
+  end = {};
+  of_layers = started = ended = false;
+  ops.clear();
+  positions.clear();
+  pieces.clear();
+  block_ids.clear();
+}
+
 void Chunk::Seal(uint32_t num_groups) {
   const std::span<const uint32_t> ids(block_ids);
   for (size_t at = 0; at < pieces.size(); ++at) {
@@ -191,7 +209,7 @@ void AgentCore::StartChunk(Chunk made, Lock& lock) {
 
 void AgentCore::EndChunk(ChunkTicket ticket) {
   auto it = chunks_.find(ticket);
-  const Chunk chunk = std::move(it->second);
+  Chunk chunk = std::move(it->second);
   chunks_.erase(it);
   const bool is_load = chunk.job.route == Route::kCpuToDevice;
   if (!chunk.of_layers) bytes_in_flight_[static_cast<int>(chunk.job.route)] -= chunk.job.bytes;
@@ -212,6 +230,9 @@ void AgentCore::EndChunk(ChunkTicket ticket) {
     }
     Settle(op);
   }
+  if (spare_chunks_.size() == kSpareChunks) return;
+  chunk.Clear();
+  spare_chunks_.push_back(std::move(chunk));
 }
 
 }  // namespace flexkv::internal

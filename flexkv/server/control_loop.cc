@@ -423,7 +423,6 @@ DaemonSnapshot ControlLoop::TakeSnapshot() {
   if (ssd_ != nullptr) snapshot.ssd_devices = ssd_->Snapshot(now_);
   snapshot.match_latency_ns = match_latency_ns_.snapshot();
   snapshot.trace = SnapshotOfTrace();
-  snapshot.copy = options_.copy;
   constexpr std::array<const char*, 2> kNames = {"device_to_cpu", "cpu_to_device"};
   for (size_t i = 0; i < kNames.size(); ++i) {
     const DeviceExecutor::RouteMetrics& metrics = executor_.metrics(static_cast<Route>(i));

@@ -22,6 +22,7 @@
 #include "flexkv/server/snapshot.h"
 #include "flexkv/server/ssd_tier.h"
 #include "flexkv/server/trace_log.h"
+#include "flexkv/transfer/device_agent.h"
 #include "flexkv/transfer/transfer_engine.h"
 
 namespace flexkv {

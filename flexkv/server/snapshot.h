@@ -13,7 +13,6 @@
 #include "flexkv/storage/segment_store.h"
 #include "flexkv/storage/ssd/ssd_device.h"
 #include "flexkv/trace/trace_writer.h"
-#include "flexkv/transfer/device_agent.h"
 #include "proto/shm_layout.h"
 
 namespace flexkv {
@@ -80,7 +79,6 @@ struct DaemonSnapshot {
   Histogram::Snapshot match_latency_ns;
   std::array<RouteSnapshot, 2> routes;
   std::vector<EngineSnapshot> engines;
-  CopyOptions copy;  // as configured
   std::vector<SsdDeviceSnapshot> ssd_devices;
   TraceSnapshot trace;
 };

@@ -64,24 +64,20 @@ bool SameCurve(const admin::v1::Device& a, const admin::v1::Device& b) {
 
 }  // namespace
 
-std::string CopyRouteWords(const std::string& device, CopyOptions::Engine engine,
-                           uint32_t kernel_below) {
+std::string CopyRouteWords(const std::string& device, uint32_t kernel_below) {
   if (device == "cpu") return "processor";
-  if (engine == CopyOptions::Engine::kCopyEngine) return "copy engine";
-  if (engine == CopyOptions::Engine::kKernel || kernel_below == UINT32_MAX) return "kernel";
+  if (kernel_below == UINT32_MAX) return "kernel";
   if (kernel_below == 0) return "copy engine";
   return absl::StrCat("copy engine; kernel below ", FragmentSize(kernel_below));
 }
 
-void AddDevices(const EngineSnapshot& engine, const CopyOptions& copy, admin::v1::Engine* to) {
+void AddDevices(const EngineSnapshot& engine, admin::v1::Engine* to) {
   for (const auto& [rank, from] : engine.devices) {
     admin::v1::Device* device = to->add_devices();
     device->set_rank(rank);
     device->set_name(from.device);
-    device->set_load_route(
-        CopyRouteWords(from.device, copy.engine[kLoad], from.kernel_below[kLoad]));
-    device->set_store_route(
-        CopyRouteWords(from.device, copy.engine[kStore], from.kernel_below[kStore]));
+    device->set_load_route(CopyRouteWords(from.device, from.kernel_below[kLoad]));
+    device->set_store_route(CopyRouteWords(from.device, from.kernel_below[kStore]));
     device->set_load_kernel_below(from.kernel_below[kLoad]);
     device->set_store_kernel_below(from.kernel_below[kStore]);
     for (uint32_t i = 0; i < from.num_points; ++i) {

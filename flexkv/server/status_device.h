@@ -9,11 +9,11 @@
 
 namespace flexkv {
 
-// "copy engine; kernel below 28 KiB"; `device` as reported, "cpu" has neither.
-std::string CopyRouteWords(const std::string& device, CopyOptions::Engine engine,
-                           uint32_t kernel_below);
+// "copy engine; kernel below 28 KiB": what the rank really does, also where the configuration or
+// the device leaves no choice. `device` as reported; "cpu" has neither.
+std::string CopyRouteWords(const std::string& device, uint32_t kernel_below);
 
-void AddDevices(const EngineSnapshot& engine, const CopyOptions& copy, admin::v1::Engine* to);
+void AddDevices(const EngineSnapshot& engine, admin::v1::Engine* to);
 void AppendDevices(const admin::v1::Engine& engine, std::string* out);
 void AddDeviceMetrics(const DaemonSnapshot& snapshot, PrometheusText* page);
 

@@ -200,7 +200,7 @@ void ToProto(const DaemonSnapshot& snapshot, admin::v1::StatusReply* reply) {
   for (const EngineSnapshot& item : snapshot.engines) {
     admin::v1::Engine* engine = reply->add_engines();
     Fill(item, engine);
-    AddDevices(item, snapshot.copy, engine);
+    AddDevices(item, engine);
   }
   Fill(snapshot.match_latency_ns, reply->mutable_match_latency());
   for (const RouteSnapshot& item : snapshot.routes) {

@@ -127,6 +127,7 @@ std::optional<RawMessage> RawClient::WaitFor(shm::MessageType type, int timeout_
 }
 
 void RawClient::ReportDone(const shm::Message& op, OpKey key, std::span<const uint32_t> failed) {
+  std::this_thread::sleep_for(std::chrono::nanoseconds(copy_ns_));
   shm::Message done = shm::MakeMessage(shm::MessageType::kOpDone);
   done.op = key;
   done.first = op.first;

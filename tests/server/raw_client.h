@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "flexkv/base/clock.h"
 #include "flexkv/base/ids.h"
 #include "flexkv/base/unique_fd.h"
 #include "proto/packet_socket.h"
@@ -46,8 +47,8 @@ class RawClient {
   // The next message of `type`, others before it are dropped. nullopt after timeout_ms.
   std::optional<RawMessage> WaitFor(shm::MessageType type, int timeout_ms = 5000);
   std::optional<RawMessage> Next();
-  // Of copies reported from now on: time spent copying.
-  void SayCopyNs(uint64_t copy_ns) { copy_ns_ = copy_ns; }
+  // Copies reported from now on take so long, and say so.
+  void CopyFor(TimeNs copy_ns) { copy_ns_ = copy_ns; }
   void ReportDone(const shm::Message& op, OpKey key, std::span<const uint32_t> failed = {});
   // Maps the segment, reading packets until it comes. Empty after timeout_ms.
   std::span<std::byte> Segment(SegmentId segment, int timeout_ms = 5000);
@@ -64,7 +65,7 @@ class RawClient {
   RawClient() = default;
 
   shm::Welcome welcome_;
-  uint64_t copy_ns_ = 0;
+  TimeNs copy_ns_ = 0;
   UniqueFd socket_;
   SharedMapping region_;
   SharedMapping doorbell_;

@@ -66,7 +66,7 @@ run_torch() {
   local python=${PYTHON:-python3}
   if ! command -v "$python" > /dev/null; then tell skip "torch tensors: no $python"; return; fi
   if ! "$python" -c 'import torch' 2> /dev/null; then tell skip "torch tensors: $python has no torch"; return; fi
-  timeout 80 "$python" tests/gpu/torch_check.py "$bin/flexkv_gpu_c.so" 2>&1 | tee "$work/torch.log" | head -60 || true
+  timeout 80 "$python" tests/gpu/torch_check.py "$bin/flexkv_gpu_c.so" 2>&1 | tee "$work/torch.log" || true
   count "$work/torch.log" torch_check.py
 }
 

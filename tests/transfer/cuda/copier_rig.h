@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -169,7 +170,7 @@ class CopierRig {
   Stream stream = nullptr;
   std::unique_ptr<PinnedSegments> pinned;
   std::unique_ptr<CudaCopier> copier;
-  ChunkTicket last_ticket = 0;
+  std::atomic<ChunkTicket> last_ticket{0};
   std::map<ChunkTicket, ChunkEnd> ends;
 
  private:

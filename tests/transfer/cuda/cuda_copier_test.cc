@@ -39,7 +39,7 @@ RigOptions RandomOptions(TestRng* rng) {
 // Shards up to blocks, those blocks down to other shards; chunks of any cut, in any order.
 TEST(CudaCopierTest, BytesGoUpAndDownAgain) {
   TestRng rng(TestSeed());
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 25; ++round) {
     const RigOptions options = RandomOptions(&rng);
     CopierRig rig(rng.Next(), options);
     rig.copier->SetKernelBelow(kLoad, static_cast<uint32_t>(rng.Below(600)));
@@ -254,7 +254,7 @@ TEST(CudaCopierTest, WithoutAComputeStreamThereAreNoMarks) {
   EXPECT_TRUE((*copier)->HoldCompute({}));
 }
 
-// --- memory that is not registered --------------------------------------------------------------
+// --- memory that is not registered ---
 
 TEST(CudaCopierTest, UnregisteredShardsGoThroughBuffersInRoundsAndInTurn) {
   RigOptions options;
@@ -317,8 +317,51 @@ TEST(CudaCopierTest, LayersOfUnregisteredShardsAreStartedByTheirThread) {
   rig.ExpectClean();
 }
 
-// --- routes
-// ---------------------------------------------------------------------------------------
+// An engine's thread marks, loads layers and holds, while the agent's moves other blocks.
+TEST(CudaCopierTest, TwoLanesAtOnce) {
+  RigOptions options;
+  options.registered = 9000;  // some shards of both lanes are not
+  options.copy.engine[1] = Engine::kKernel;
+  CopierRig rig(TestSeed(), options);
+  for (uint32_t i = 0; i < 16; ++i) rig.FillShard(i, i);
+  rig.cuda.StartThread();
+  std::atomic<bool> stop{false};
+  std::atomic<int> good{0}, held{0};
+  std::thread engine([&] {
+    for (uint32_t round = 0; round < 25; ++round) {
+      const uint32_t block = 8 + round % 8;
+      rig.cuda.Launch(rig.stream, [&rig, block] { rig.FillBlock(block, 99); });
+      const ComputeMark mark = rig.copier->Mark();
+      std::vector<ChunkTicket> tickets;
+      for (uint32_t layer = 0; layer < 3; ++layer) {
+        const CopierRig::Part part{
+            .block = block, .shard = block, .first_layer = layer, .end_layer = layer + 1};
+        tickets.push_back(rig.Start(kLoad, {part}, mark, Lane::kLayer));
+      }
+      while (!rig.copier->HoldCompute(tickets)) std::this_thread::yield();
+      ++held;
+      rig.cuda.Launch(rig.stream, [&rig, &good, block] { good += rig.BlockIs(block, block); });
+    }
+    stop = true;
+  });
+  for (uint32_t round = 0; !stop; ++round) {
+    const uint32_t block = round % 8;
+    if (rig.last_ticket < rig.ends.size() + 12) {
+      rig.Start(block < 4 ? kStore : kLoad, {{.block = block, .shard = block}});
+    }
+    rig.Collect();
+    std::this_thread::yield();
+  }
+  engine.join();
+  while (rig.ends.size() < rig.last_ticket) rig.Collect();
+  while (!rig.cuda.Idle()) std::this_thread::yield();
+  rig.cuda.StopThread();
+  EXPECT_EQ(good, held);
+  EXPECT_EQ(rig.copier->stats().failed_chunks, 0u);
+  rig.ExpectClean();
+}
+
+// --- routes ---
 
 TEST(CudaCopierTest, SizeDecidesTheRouteAndOptionsOverrideIt) {
   RigOptions options;
@@ -416,8 +459,7 @@ TEST(CudaCopierTest, DeviceWithoutKernelsIsFoundOut) {
   rig.ExpectClean();
 }
 
-// --- supplies and sleep
-// ---------------------------------------------------------------------------
+// --- supplies and sleep ---
 
 TEST(CudaCopierTest, ThousandsOfChunksUnderWay) {
   CopierRig rig(TestSeed(), {});

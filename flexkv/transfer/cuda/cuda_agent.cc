@@ -155,7 +155,9 @@ absl::StatusOr<std::unique_ptr<DeviceAgent>> MakeCudaAgent(DeviceAgent::Options 
                                                            std::string route_cache_path,
                                                            std::function<void()> on_result) {
   if (absl::Status status = layout.Validate(); !status.ok()) return status;
-  if (api == nullptr) return absl::InvalidArgumentError("a CUDA agent needs a device");
+  if (api == nullptr || mapper == nullptr) {
+    return absl::InvalidArgumentError("a CUDA agent needs a device and a mapper");
+  }
   auto device = std::make_unique<CudaDevice>(options.copy, layout, std::move(api));
   if (absl::Status status = device->Make(options.chunk_bytes, route_cache_path); !status.ok()) {
     return status;

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "tests/support/sanitized.h"
 #include "tests/support/test_seed.h"
 #include "tests/transfer/cuda/copier_rig.h"
 
@@ -59,7 +60,7 @@ void Check(CopierRig* rig, const Scene& scene) {
 TEST(CudaCopierFaultsTest, AnyCallMayRefuseOnce) {
   TestRng rng(TestSeed());
   uint64_t failed = 0;
-  for (uint64_t nth = 1; nth < 220; nth += 1 + rng.Below(6)) {
+  for (uint64_t nth = 1; nth < 220; nth += 1 + rng.Below(kSanitized ? 30 : 6)) {
     CopierRig rig(rng.Next(), Mixed(&rng));
     const Error error = rng.OneIn(2) ? Error::kOther : Error::kNoMemory;
     rig.cuda.FailCall("", nth, error);
@@ -87,7 +88,7 @@ TEST(CudaCopierFaultsTest, AnyCallMayRefuseOnce) {
 
 TEST(CudaCopierFaultsTest, SeveralCallsRefuse) {
   TestRng rng(TestSeed() + 1);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < (kSanitized ? 12 : 60); ++round) {
     CopierRig rig(rng.Next(), Mixed(&rng));
     const char* names[] = {"CopyBatch",   "CopyKernel", "RecordEvent", "WaitEvent",
                            "IsCapturing", "QueryEvent", "ElapsedNs",   "SynchronizeStream"};
@@ -136,7 +137,7 @@ TEST(CudaCopierFaultsTest, ADeviceThatNeverSaysIsLost) {
 
 TEST(CudaCopierFaultsTest, LostDeviceIsAskedNothingAnyMore) {
   TestRng rng(TestSeed() + 2);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < (kSanitized ? 12 : 60); ++round) {
     CopierRig rig(rng.Next(), Mixed(&rng));
     rig.cuda.FailCall("", 1 + rng.Below(150), rng.OneIn(2) ? Error::kSticky : Error::kUnloading);
     const Scene scene = Play(&rig, &rng);

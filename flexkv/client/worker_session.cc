@@ -132,7 +132,8 @@ struct WorkerSession::Impl {
   uint64_t fenced_plan = 0;
   uint64_t bound_plan = 0;
   std::unordered_map<OpKey, PendingLoad> loads;
-  Report early;  // loads that failed before they reached the agent
+  uint32_t layer_loads_under_way = 0;  // of them
+  Report early;                        // loads that ended before the next Poll
   WorkerStats counters;
 
   // Reduced mode.
@@ -153,6 +154,7 @@ struct WorkerSession::Impl {
 
   bool Parse(std::span<const std::byte> bytes);
   void UseStream(uint64_t stream);
+  void AwaitLayerEnds();
   void FenceParsed(const ParsedPlan& parsed);
   void SubmitOp(PlanOpView& view, bool is_attached, uint64_t losses_before);
   void EndLoad(OpKey key, PendingLoad load, bool failed, std::span<const uint32_t> failed_blocks,
@@ -314,6 +316,17 @@ void WorkerSession::Impl::FenceParsed(const ParsedPlan& parsed) {
   if (!parsed.fences.empty()) agent->FenceBlocks(parsed.fences);
 }
 
+// On CPU the copies of this step's layerwise loads are over; only the agent's thread has yet to say
+// how they went. The engine must hear of a failure before it uses what the step computed.
+void WorkerSession::Impl::AwaitLayerEnds() {
+  const TimeNs deadline = clock.Now() + kNsPerSecond;
+  while (true) {
+    TakeAgentResults(&early);
+    if (layer_loads_under_way == 0 || clock.Now() >= deadline) return;
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
 void WorkerSession::Impl::UseStream(uint64_t stream) {
   if (options.device >= 0) agent->SetComputeStream(stream);
 }
@@ -324,6 +337,7 @@ void WorkerSession::Impl::EndLoad(OpKey key, PendingLoad load, bool failed,
   if (failed) ++counters.loads_failed;
   std::vector<uint32_t>* blocks = &report->failed_block_ids;
   if (load.layerwise) {
+    if (loads.contains(key)) --layer_loads_under_way;
     ++(failed ? counters.layer_loads_failed : counters.layer_loads);
     report->layer_loads.push_back({key, failed});
     blocks = &report->layer_failed_block_ids;
@@ -351,6 +365,7 @@ void WorkerSession::Impl::SubmitOp(PlanOpView& view, bool is_attached, uint64_t 
     EndLoad(view.op.key, std::move(load), /*failed=*/true, block_ids, &early);
     return;
   }
+  if (load.layerwise) ++layer_loads_under_way;
   loads.emplace(view.op.key, std::move(load));
 }
 
@@ -504,7 +519,10 @@ void WorkerSession::Bind(ParsedPlan* plan, uint64_t stream) {
   for (PlanOpView& view : plan->ops) impl_->SubmitOp(view, is_attached, losses_before);
 }
 
-void WorkerSession::StepDone() { impl_->agent->StepDone(); }
+void WorkerSession::StepDone() {
+  impl_->agent->StepDone();
+  if (impl_->options.device < 0 && impl_->layer_loads_under_way > 0) impl_->AwaitLayerEnds();
+}
 
 void WorkerSession::StartLayerLoads() {
   impl_->agent->StartLayerLoads(impl_->options.layerwise_wait_ms * kNsPerMs);

@@ -2,6 +2,7 @@
 #include "tests/support/fake_cuda.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -113,6 +114,17 @@ cuda::Error FakeCuda::Enter(const char* name) {
   if (error == Error::kSticky) Lose();
   if (error == Error::kUnloading) unloading_ = true;
   return Fail(error, std::string(name) + " was told to fail");
+}
+
+// Some calls take their time before they do anything.
+void FakeCuda::Dawdle() {
+  if (options_.slow_calls_one_in == 0) return;
+  uint64_t us = 0;
+  {
+    Lock lock(mutex_);
+    if (rng_.OneIn(options_.slow_calls_one_in)) us = rng_.Below(300);
+  }
+  if (us > 0) std::this_thread::sleep_for(std::chrono::microseconds(us));
 }
 
 // Calls that work on the thread's current device.
@@ -314,6 +326,7 @@ cuda::Error FakeCuda::RecordEvent(Event event, Stream stream) {
 }
 
 cuda::Error FakeCuda::WaitEvent(Stream stream, Event event) {
+  Dawdle();
   Lock lock(mutex_);
   if (Error error = Enter("WaitEvent"); error != Error::kOk) return error;
   StreamState* state = FindStream("WaitEvent", stream);

@@ -42,7 +42,8 @@ class FakeCuda final : public cuda::Api {
   struct Options {
     uint64_t seed = 1;
     bool kernels_read_host = true;
-    bool step_on_query = false;  // stepped: QueryEvent goes on by one step before it looks
+    bool step_on_query = false;      // stepped: QueryEvent goes on by one step before it looks
+    uint32_t slow_calls_one_in = 0;  // of those that enqueue: take up to 300 us; 0: none
     uint64_t lockable_bytes = UINT64_MAX;  // more of registered memory is kNotPermitted
   };
   explicit FakeCuda(const Options& options);
@@ -179,6 +180,7 @@ class FakeCuda final : public cuda::Api {
   using Lock = std::unique_lock<std::mutex>;
 
   static uint64_t ThisThread();
+  void Dawdle();
 
   // All of these require mutex_.
   Error Enter(const char* name);  // what the call answers before it does anything

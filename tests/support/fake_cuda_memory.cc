@@ -174,6 +174,7 @@ bool FakeCuda::CheckCopy(const char* name, const Copy& copy, OpKind kind) {
 
 cuda::Error FakeCuda::CopyBatch(void* const* targets, const void* const* sources,
                                 const size_t* sizes, size_t count, Stream stream) {
+  Dawdle();
   Lock lock(mutex_);
   const Error failure = Enter("CopyBatch");
   if (failure != Error::kOk && (lost_ || unloading_)) return failure;
@@ -197,6 +198,7 @@ cuda::Error FakeCuda::CopyBatch(void* const* targets, const void* const* sources
 
 cuda::Error FakeCuda::CopyKernel(const cuda::CopyItem* items, size_t count, int sms,
                                  Stream stream) {
+  Dawdle();
   Lock lock(mutex_);
   if (Error error = Enter("CopyKernel"); error != Error::kOk) return error;
   CheckThread("CopyKernel");

@@ -23,6 +23,7 @@ FakeCuda::Options FakeOptions(const CudaAgentSim::Options& options) {
   TestRng rng(options.seed ^ 0x5EED);
   FakeCuda::Options made{.seed = rng.Next()};
   made.kernels_read_host = !rng.OneIn(8);
+  if (rng.OneIn(4)) made.slow_calls_one_in = 8;
   if (options.staging) {
     made.lockable_bytes = 0;
   } else if (rng.OneIn(4)) {

@@ -101,26 +101,27 @@ void ExpectNoticed(int worlds, SimOptions options,
 }
 
 TEST(CudaAgentSimMistakes, ACopyThatDoesNotWaitForItsMark) {
-  ExpectNoticed(60, {}, [](FakeCuda* fake, uint64_t nth) {
+  ExpectNoticed(300, {}, [](FakeCuda* fake, uint64_t nth) {
     fake->DropWait(nth, [](cuda::Stream stream) { return !FakeCuda::IsEngines(stream); });
   });
 }
 
 TEST(CudaAgentSimMistakes, AFenceThatDoesNotHoldTheComputeStream) {
-  ExpectNoticed(120, {.layerwise = false},
+  ExpectNoticed(300, {.layerwise = false},
                 [](FakeCuda* fake, uint64_t nth) { fake->DropWait(nth, FakeCuda::IsEngines); });
 }
 
 TEST(CudaAgentSimMistakes, ALayerThatIsNotWaitedFor) {
-  ExpectNoticed(60, {}, [](FakeCuda* fake, uint64_t) { fake->DropAllWaits(FakeCuda::IsEngines); });
+  ExpectNoticed(300, {}, [](FakeCuda* fake, uint64_t) { fake->DropAllWaits(FakeCuda::IsEngines); });
 }
 
 TEST(CudaAgentSimMistakes, AnEndThatIsToldTooEarly) {
-  ExpectNoticed(60, {}, [](FakeCuda* fake, uint64_t nth) { fake->LieOnQuery(nth); });
+  ExpectNoticed(300, {}, [](FakeCuda* fake, uint64_t nth) { fake->LieOnQuery(nth); });
 }
 
 TEST(CudaAgentSimMistakes, AStagingBufferThatIsUsedTooEarly) {
-  ExpectNoticed(60, {.staging = true}, [](FakeCuda* fake, uint64_t nth) { fake->LieOnQuery(nth); });
+  ExpectNoticed(300, {.staging = true},
+                [](FakeCuda* fake, uint64_t nth) { fake->LieOnQuery(nth); });
 }
 
 }  // namespace

@@ -166,8 +166,8 @@ class DeviceAgent {
   virtual void SubmitDaemonHalf(DaemonHalf half) = 0;  // never fails: a refusal is a failed result
   virtual void StepDone() = 0;
   // Engine thread, at the start of every step, before its halves and fences; see
-  // ChunkCopier::SetComputeStream. Loads submitted in one step wait for the compute stream as it was
-  // at the first of them, or at the last Revoke or FenceBlocks that had to hold it.
+  // ChunkCopier::SetComputeStream. Loads submitted in one step wait for the compute stream as it
+  // was at the first of them, or at the last Revoke or FenceBlocks that had to hold it.
   virtual void SetComputeStream(uint64_t stream) = 0;
   // Engine thread, in the step whose engine halves are layerwise: waits until their daemon halves
   // are here (at most `wait_ns`), then starts the first CopyOptions::layers_ahead layers. A load

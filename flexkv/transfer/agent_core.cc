@@ -207,35 +207,6 @@ bool AgentCore::InRange(const EngineHalf& half) const {
   return true;
 }
 
-void AgentCore::HoldChunks(std::vector<ChunkTicket> tickets, Lock& lock) {
-  const auto is_gone = [this](ChunkTicket ticket) { return !chunks_.contains(ticket); };
-  const auto is_started = [this](ChunkTicket ticket) {
-    auto it = chunks_.find(ticket);
-    return it == chunks_.end() || it->second.started;
-  };
-  if (tickets.empty()) return;
-  chunk_changed_.wait(lock, [&] { return std::ranges::all_of(tickets, is_started); });
-  std::erase_if(tickets, is_gone);
-  if (tickets.empty()) return;
-  lock.unlock();
-  const bool held = copier_->HoldCompute(tickets);
-  load_mark_.store(kNoMark, std::memory_order_relaxed);
-  lock.lock();
-  if (!held) chunk_changed_.wait(lock, [&] { return std::ranges::all_of(tickets, is_gone); });
-}
-
-ComputeMark AgentCore::LoadMark() {
-  ComputeMark mark = load_mark_.load(std::memory_order_relaxed);
-  if (mark != kNoMark) return mark;
-  mark = copier_->Mark();
-  load_mark_.store(mark, std::memory_order_relaxed);
-  return mark;
-}
-
-ComputeMark AgentCore::MarkOf(const AgentOp& op) const {
-  return op.is_load() ? op.mark : step_marks_[op.step % step_marks_.size()];
-}
-
 // --- calls from outside --------------------------------------------------------------------------
 
 void AgentCore::SetBootId(uint64_t boot_id) {

@@ -235,4 +235,33 @@ void AgentCore::EndChunk(ChunkTicket ticket) {
   spare_chunks_.push_back(std::move(chunk));
 }
 
+void AgentCore::HoldChunks(std::vector<ChunkTicket> tickets, Lock& lock) {
+  const auto is_gone = [this](ChunkTicket ticket) { return !chunks_.contains(ticket); };
+  const auto is_started = [this](ChunkTicket ticket) {
+    auto it = chunks_.find(ticket);
+    return it == chunks_.end() || it->second.started;
+  };
+  if (tickets.empty()) return;
+  chunk_changed_.wait(lock, [&] { return std::ranges::all_of(tickets, is_started); });
+  std::erase_if(tickets, is_gone);
+  if (tickets.empty()) return;
+  lock.unlock();
+  const bool held = copier_->HoldCompute(tickets);
+  load_mark_.store(kNoMark, std::memory_order_relaxed);
+  lock.lock();
+  if (!held) chunk_changed_.wait(lock, [&] { return std::ranges::all_of(tickets, is_gone); });
+}
+
+ComputeMark AgentCore::LoadMark() {
+  ComputeMark mark = load_mark_.load(std::memory_order_relaxed);
+  if (mark != kNoMark) return mark;
+  mark = copier_->Mark();
+  load_mark_.store(mark, std::memory_order_relaxed);
+  return mark;
+}
+
+ComputeMark AgentCore::MarkOf(const AgentOp& op) const {
+  return op.is_load() ? op.mark : step_marks_[op.step % step_marks_.size()];
+}
+
 }  // namespace flexkv::internal

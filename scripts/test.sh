@@ -83,10 +83,10 @@ part_cpp() {
   run_ctest release
 }
 part_asan() { build_sanitized asan && run_ctest asan; }
-# What has threads; the rest is single-threaded by design. Not simulate_test: its sweep takes minutes there (clean when last run by hand).
+# What has threads; the rest is single-threaded by design. Not simulate_test and cuda_agent_sim_test: they take minutes there.
 # Not the tests whose clients reuse blocks when another process, the daemon, said so: TSan does not see that order.
 part_tsan() {
-  local which=(-R 'trace_writer|ring|session|reduced|agent|segment_store|disk|ssd_device|server|fault' -E 'ssd_faults|daemon_torture')
+  local which=(-R 'trace_writer|ring|session|reduced|agent|cuda_copier|pinned_segments|segment_store|disk|ssd_device|server|fault' -E 'ssd_faults|daemon_torture|cuda_agent_sim')
   local tests
   cmake --preset tsan > build/logs/configure-tsan.log
   tests=$(cd build/tsan && ctest -N "${which[@]}" | sed -n 's/^ *Test *#[0-9]*: //p')

@@ -25,8 +25,6 @@
 namespace flexkv {
 namespace {
 
-constexpr TimeNs kSegmentWaitNs =
-    kNsPerSecond;  // a segment's packet is sent before the op that needs it
 constexpr TimeNs kPumpSleepNs = 100 * kNsPerMs;
 constexpr TimeNs kReportEveryNs = kNsPerSecond;
 constexpr int kBoardWaitMs = 100;
@@ -51,8 +49,8 @@ struct HeldStore {
 class TableMapper : public SegmentMapper {
  public:
   explicit TableMapper(SegmentTable* table) : table_(table) {}
-  std::span<std::byte> Map(SegmentId segment) override {
-    return table_->Find(segment, kSegmentWaitNs);
+  std::span<std::byte> Map(SegmentId segment, TimeNs wait_ns) override {
+    return table_->Find(segment, wait_ns);
   }
 
  private:

@@ -178,8 +178,8 @@ class AgentCore : public DeviceAgent {
   ComputeMark MarkOf(const AgentOp& op) const;
 
   // Checks and chunks, for both lanes.
-  void Check(AgentOp* op, Lock& lock);
-  bool Prepare(AgentOp* op);  // without mutex_
+  void Check(AgentOp* op, TimeNs wait_ns, Lock& lock);
+  bool Prepare(AgentOp* op, TimeNs wait_ns);  // without mutex_; waits for a segment
   Chunk NewChunk();
   void AddPiece(AgentOp* op, const Piece& piece, Chunk* chunk) const;
   void StartChunk(Chunk chunk, Lock& lock);
@@ -196,7 +196,7 @@ class AgentCore : public DeviceAgent {
 
   // Layer by layer.
   bool LayerLoadsAreHere() const;
-  void BeginLayerLoad(AgentOp* op, Lock& lock);
+  void BeginLayerLoad(AgentOp* op, TimeNs deadline, Lock& lock);
   void FailLayerLoads();
   void LeaveLayers(AgentOp* op, bool failed);
   void StartNextLayer(Lane lane, Lock& lock);

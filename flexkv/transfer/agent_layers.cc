@@ -22,11 +22,12 @@ void AgentCore::StartLayerLoads(TimeNs wait_ns) {
   if (layer_step_open_.load(std::memory_order_relaxed)) WaitForLayer(UINT32_MAX);
   Lock lock(mutex_);
   if (layer_pending_.empty()) return;
+  const TimeNs deadline = clock_.Now() + std::min(wait_ns, kLongestWaitNs);
   layer_half_came_.wait_for(lock, std::chrono::nanoseconds(std::min(wait_ns, kLongestWaitNs)),
                             [this] { return LayerLoadsAreHere(); });
   layer_step_ = {};
   layer_step_.tickets.resize(map_.layers.size());
-  while (!layer_pending_.empty()) BeginLayerLoad(layer_pending_.front(), lock);
+  while (!layer_pending_.empty()) BeginLayerLoad(layer_pending_.front(), deadline, lock);
   if (layer_step_.ops.empty()) return;
   layer_step_open_.store(true, std::memory_order_relaxed);
   StartAndHoldLayers(layers_ahead_, 0, lock);
@@ -44,13 +45,14 @@ bool AgentCore::LayerLoadsAreHere() const {
 }
 
 // Takes the op out of layer_pending_: into the layer step, or it has failed.
-void AgentCore::BeginLayerLoad(AgentOp* op, Lock& lock) {
+void AgentCore::BeginLayerLoad(AgentOp* op, TimeNs deadline, Lock& lock) {
   if (!op->IsWhole()) {
     ended_.Add(op->key, EndedKeys::Why::kFailed);
     EndOp(op);
     return;
   }
-  Check(op, lock);
+  const TimeNs now = clock_.Now();
+  Check(op, deadline > now ? deadline - now : 0, lock);
   if (op->cancelled || !op->usable) {
     EndOp(op);
     return;

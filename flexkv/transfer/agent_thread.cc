@@ -14,6 +14,8 @@ namespace {
 // With both kinds ready, a store gets one chunk after this many of loads: loads hold requests up,
 // but a store that never ends holds slots for ever.
 constexpr uint32_t kLoadChunksPerStoreChunk = 8;
+// A segment is announced before the op that needs it, but by another way.
+constexpr TimeNs kSegmentWaitNs = kNsPerSecond;
 // Between two looks at a device that is later than it said.
 constexpr TimeNs kLeastSleepNs = 20 * kNsPerUs;
 constexpr size_t kSpareChunks = 16;
@@ -80,7 +82,7 @@ AgentOp* AgentCore::PickOp() {
 bool AgentCore::StartSome(Lock& lock) {
   AgentOp* op = PickOp();
   if (op == nullptr) return false;
-  if (!op->prepared) Check(op, lock);
+  if (!op->prepared) Check(op, kSegmentWaitNs, lock);
   Chunk chunk = NewChunk();
   if (op->usable && !op->cancelled) op->TakeChunk(map_, options_.chunk_bytes, &chunk.positions);
   if (op->done()) MoveTo(nullptr, op);
@@ -119,10 +121,10 @@ bool AgentCore::CollectEnds(Lock& lock) {
 
 // --- checks and chunks, of both lanes ------------------------------------------------------------
 
-void AgentCore::Check(AgentOp* op, Lock& lock) {
+void AgentCore::Check(AgentOp* op, TimeNs wait_ns, Lock& lock) {
   ++op->pins;
   lock.unlock();
-  const bool usable = Prepare(op);
+  const bool usable = Prepare(op, wait_ns);
   lock.lock();
   op->usable = usable;
   --op->pins;
@@ -130,7 +132,7 @@ void AgentCore::Check(AgentOp* op, Lock& lock) {
 
 // Everything the daemon said is checked here, before the first byte moves. Only fields of the op
 // that are fixed or the checking thread's are used.
-bool AgentCore::Prepare(AgentOp* op) {
+bool AgentCore::Prepare(AgentOp* op, TimeNs wait_ns) {
   op->prepared = true;
   const bool fails = FaultFires("agent.fail_op");
   if (!op->NameBlocks() || fails) return false;
@@ -139,7 +141,7 @@ bool AgentCore::Prepare(AgentOp* op) {
   op->shards.reserve(op->places.size());
   for (const ArenaPlace& place : op->places) {
     if (mapping.empty() || place.segment != mapped) {
-      mapping = mapper_->Map(place.segment);
+      mapping = mapper_->Map(place.segment, wait_ns);
       mapped = place.segment;
     }
     if (place.offset_bytes > mapping.size() ||

@@ -71,10 +71,10 @@ namespace flexkv {
 class SegmentMapper {
  public:
   virtual ~SegmentMapper() = default;
-  // Address range of the segment in this process, empty when unknown. The mapping stays until the
-  // agent holds no op that uses it (the owner of the mapper decides when to unmap retired
-  // segments).
-  virtual std::span<std::byte> Map(SegmentId segment) = 0;
+  // Address range of the segment in this process, empty when unknown; one that is on its way is
+  // waited for, at most `wait_ns`. The mapping stays until the agent holds no op that uses it (the
+  // owner of the mapper decides when to unmap retired segments).
+  virtual std::span<std::byte> Map(SegmentId segment, TimeNs wait_ns) = 0;
 };
 
 struct EngineHalf {

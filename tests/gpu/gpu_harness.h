@@ -25,7 +25,7 @@ class MappedArena : public SegmentMapper {
   MappedArena(const MappedArena&) = delete;
   MappedArena& operator=(const MappedArena&) = delete;
 
-  std::span<std::byte> Map(SegmentId segment) override { return At(segment); }
+  std::span<std::byte> Map(SegmentId segment, TimeNs /*wait_ns*/) override { return At(segment); }
   std::span<std::byte> At(SegmentId segment) const;
   uint32_t size() const { return static_cast<uint32_t>(memory_.size()); }
 

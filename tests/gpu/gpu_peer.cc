@@ -35,7 +35,7 @@ int Fail(const std::string& why) {
 class OneSegment : public SegmentMapper {
  public:
   explicit OneSegment(std::span<std::byte> memory) : memory_(memory) {}
-  std::span<std::byte> Map(SegmentId segment) override {
+  std::span<std::byte> Map(SegmentId segment, TimeNs /*wait_ns*/) override {
     return segment == 1 ? memory_ : std::span<std::byte>();
   }
 

@@ -27,7 +27,7 @@ class TestMapper : public SegmentMapper {
   TestMapper(uint32_t segments, uint64_t bytes)
       : memory_(segments, std::vector<std::byte>(bytes)) {}
 
-  std::span<std::byte> Map(SegmentId segment) override {
+  std::span<std::byte> Map(SegmentId segment, TimeNs /*wait_ns*/) override {
     std::unique_lock<std::mutex> lock(mutex_);
     ++maps_;
     changed_.notify_all();

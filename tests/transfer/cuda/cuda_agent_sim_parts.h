@@ -19,7 +19,7 @@ namespace flexkv {
 
 class CudaAgentSim::Mapper : public SegmentMapper {
  public:
-  std::span<std::byte> Map(SegmentId segment) override {
+  std::span<std::byte> Map(SegmentId segment, TimeNs /*wait_ns*/) override {
     std::lock_guard<std::mutex> lock(mutex_);
     auto it = segments_.find(segment);
     return it == segments_.end() ? std::span<std::byte>() : it->second;

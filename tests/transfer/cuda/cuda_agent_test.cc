@@ -25,7 +25,7 @@ using ::testing::HasSubstr;
 
 class NoSegments : public SegmentMapper {
  public:
-  std::span<std::byte> Map(SegmentId) override { return {}; }
+  std::span<std::byte> Map(SegmentId, TimeNs) override { return {}; }
 };
 
 class CudaAgentTest : public ::testing::Test {

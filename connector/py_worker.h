@@ -74,7 +74,7 @@ class PyWorker {
   std::unique_ptr<WorkerSession> session_;
   uint64_t bound_plan_ = 0;
   bool layers_bound_ = false;  // layerwise loads that are not started yet
-  ParsedPlan plan_;                                               // reused
+  ParsedPlan plan_;            // reused
   std::unordered_map<std::string, std::vector<uint32_t>> loads_;  // to be reported
   std::unordered_map<OpKey, std::vector<uint32_t>> layer_loads_;  // to be reported
   std::unordered_map<std::string, uint32_t> layer_views_;         // by layer name

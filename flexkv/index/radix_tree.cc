@@ -123,9 +123,7 @@ uint64_t RadixTree::ScoreOf(SlotId slot) const {
   return impl_->policy->Score(node.words()[offset], node.depth + offset);
 }
 
-std::optional<uint64_t> RadixTree::LowestScore(Tier tier) const {
-  return impl_->LowestScore(tier);
-}
+std::optional<uint64_t> RadixTree::LowestScore(Tier tier) const { return impl_->LowestScore(tier); }
 
 void RadixTree::PathSlots(SlotId last, uint32_t count, std::vector<SlotId>* slots) const {
   slots->resize(count);

@@ -48,10 +48,10 @@ function(flexkv_test name)
   target_link_libraries(${name} PRIVATE ${ARG_LINK} flexkv_flags GTest::gmock GTest::gtest_main)
   if(FLEXKV_SANITIZE)
     # Half the time of a sanitizer build goes into optimising code that runs once. What tests call stays optimised, and
-    # models that run millions of steps.
+    # what runs millions of steps.
     set(once ${ARG_SOURCES})
     list(FILTER once INCLUDE REGEX "_test\\.cc$")
-    list(FILTER once EXCLUDE REGEX "(model|exhaustive)_test\\.cc$")
+    list(FILTER once EXCLUDE REGEX "(model|exhaustive|ring)_test\\.cc$")
     set_source_files_properties(${once} PROPERTIES COMPILE_OPTIONS -O0)
   endif()
   add_test(NAME ${name} COMMAND ${name})

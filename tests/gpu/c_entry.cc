@@ -24,7 +24,7 @@ constexpr uint64_t kBoot = 7;
 
 class OneSegment : public flexkv::SegmentMapper {
  public:
-  std::span<std::byte> Map(flexkv::SegmentId segment) override {
+  std::span<std::byte> Map(flexkv::SegmentId segment, flexkv::TimeNs /*wait_ns*/) override {
     return segment == 1 ? memory : std::span<std::byte>();
   }
   std::span<std::byte> memory;

@@ -58,13 +58,18 @@ def settle(daemon: Daemon, engine: Engine) -> None:
         time.sleep(0.1)
 
 
-def test_a_prefix_that_left_the_local_cache_is_loaded(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
-    engine = make_engine()
-    tokens = prompt(random.Random(1), 200)
-    engine.add("first", tokens)
+def store(engine: Engine, daemon: Daemon, request_id: str, tokens: list[int]) -> None:
+    """The prompt is computed and stored, and only the daemon has it then."""
+    engine.add(request_id, tokens)
     engine.run()
     settle(daemon, engine)
     engine.drop_local_cache()
+
+
+def test_a_prefix_that_left_the_local_cache_is_loaded(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
+    engine = make_engine()
+    tokens = prompt(random.Random(1), 200)
+    store(engine, daemon, "first", tokens)
     engine.add("second", tokens)
     engine.run()
     assert engine.outputs["first"] == engine.outputs["second"]
@@ -138,10 +143,7 @@ def test_negative_control(make_engine: MakeEngine, daemon: Daemon, fault: str) -
     """The check of this harness sees what it is there to see."""
     engine = make_engine()
     tokens = prompt(random.Random(5), 100)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     _core.arm_faults(fault)
     engine.add("second", tokens)
     with pytest.raises(AssertionError, match="is not what was computed"):
@@ -151,10 +153,7 @@ def test_negative_control(make_engine: MakeEngine, daemon: Daemon, fault: str) -
 def test_failed_loads_are_recomputed(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
     engine = make_engine()
     tokens = prompt(random.Random(6), 100)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     _core.arm_faults("agent.fail_op")
     engine.add("second", tokens)
     engine.run()
@@ -166,10 +165,7 @@ def test_failed_loads_are_recomputed(make_engine: MakeEngine, daemon: Daemon, ru
 def test_one_load_for_a_stampede(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
     engine = make_engine(num_blocks=256, max_num_batched_tokens=512)
     tokens = prompt(random.Random(7), 320)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     for i in range(8):
         engine.add(f"r{i}", [*tokens, i])
     engine.run()
@@ -279,10 +275,7 @@ def test_kernel_blocks_smaller_than_blocks(make_engine: MakeEngine, daemon: Daem
 
 def round_trip(engine: Engine, daemon: Daemon) -> None:
     tokens = prompt(random.Random(8), 200)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     engine.add("second", tokens)
     engine.run()
     assert engine.outputs["first"] == engine.outputs["second"]
@@ -319,10 +312,7 @@ def test_new_tensors_after_sleep(make_engine: MakeEngine, daemon: Daemon, runner
 def test_new_tensors_while_loads_are_under_way(make_engine: MakeEngine, daemon: Daemon, runner: str) -> None:
     engine = make_engine()
     tokens = prompt(random.Random(10), 200)
-    engine.add("before", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "before", tokens)
     _core.arm_faults("agent.slow_chunk:1")
     engine.add("during", tokens)
     for _ in range(50):
@@ -346,10 +336,7 @@ LAYERWISE = {"flexkv.layerwise_loads": True, "flexkv.layerwise_wait_ms": 500}
 def test_layerwise_loads(make_engine: MakeEngine, daemon: Daemon, runner: str, depth: int) -> None:
     engine = make_engine(engine={"depth": depth}, extra=LAYERWISE)
     tokens = prompt(random.Random(11), 192)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     steps = engine.steps
     engine.add("second", tokens, max_tokens=1)
     engine.run()
@@ -380,10 +367,7 @@ def test_a_layerwise_load_that_fails_ends_its_request(
 ) -> None:
     engine = make_engine(engine={"depth": depth}, extra=LAYERWISE)
     tokens = prompt(random.Random(13), 200)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     _core.arm_faults("agent.fail_op")
     engine.add("second", tokens)
     engine.run()
@@ -403,10 +387,7 @@ def test_a_daemon_that_stands_still_costs_a_bounded_wait(
 ) -> None:
     engine = make_engine(engine={"depth": depth}, extra={**LAYERWISE, "flexkv.layerwise_wait_ms": 30})
     tokens = prompt(random.Random(14), 200)
-    engine.add("first", tokens)
-    engine.run()
-    settle(daemon, engine)
-    engine.drop_local_cache()
+    store(engine, daemon, "first", tokens)
     matched = engine.connector.get_num_new_matched_tokens
 
     def stop_behind_the_answer(request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
